@@ -1,0 +1,303 @@
+"""The configuration of one station: frozen, validated, and strict about unknown keys.
+
+Read from YAML; every field can be overridden by the environment, e.g. `SO_AGENT__STATE_DIR=/data` or
+`SO_AGENT__RECORDING__DATASET=kitchen`. All errors are reported at once, each with the file, the field's
+path, what was found and what is allowed.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from agent.errors import BadInput
+from agent.transport import endpoint
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+"""Names become folder and topic names; this leaves no room for path tricks."""
+
+TASK_MAX_CHARS = 30
+"""The length that LeRobot's own community data sets agreed on for a task text."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _expanded(path: Path) -> Path:
+    return path.expanduser()
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArmPort(_Model):
+    """One arm: where it is plugged in and which calibration belongs to it."""
+
+    port: UserPath
+    id: Name
+
+
+class Robot(_Model):
+    model: Literal["so100", "so101"]
+    follower: ArmPort
+    leader: ArmPort | None = None
+    calibration_dir: UserPath  # laid out like lerobot's: robots/so_follower/ID.json, teleoperators/so_leader/ID.json
+    control_hz: Annotated[int, Field(ge=10, le=200)] = 30
+    bus_timeout_ms: Annotated[float, Field(ge=2, le=100)] = 15.0  # a six-servo read takes 0.6 ms on the wire
+    realtime_priority: Annotated[int, Field(ge=0, le=50)] = 10  # SCHED_FIFO; 0 switches it off
+
+
+class ParkPose(_Model):
+    """Where the arm lies down before torque goes off. Degrees; gripper in percent."""
+
+    shoulder_pan: Annotated[float, Field(ge=-110, le=110)] = 0.0
+    shoulder_lift: Annotated[float, Field(ge=-110, le=110)] = -98.0
+    elbow_flex: Annotated[float, Field(ge=-110, le=110)] = 95.0
+    wrist_flex: Annotated[float, Field(ge=-110, le=110)] = 70.0
+    wrist_roll: Annotated[float, Field(ge=-170, le=170)] = 0.0
+    gripper: Annotated[float, Field(ge=0, le=100)] = 5.0
+
+
+class Safety(_Model):
+    max_speed_deg_s: Annotated[float, Field(gt=0, le=720)] = 240.0  # body joints, while following
+    max_gripper_pct_s: Annotated[float, Field(gt=0, le=1000)] = 400.0
+    slow_speed_deg_s: Annotated[float, Field(gt=0, le=90)] = 30.0  # aligning and parking
+    range_margin_deg: Annotated[float, Field(ge=0, le=20)] = 1.0  # kept from the calibrated end stops
+    stale_action_ms: Annotated[float, Field(ge=20, le=1000)] = 150.0  # older leader reads or actions hold the arm
+    hold_park_after_s: Annotated[float, Field(ge=5)] | None = 60.0  # a hold without a supervisor parks after this
+    estop: Literal["hold", "limp"] = "hold"  # limp drops the arm
+    max_temperature_c: Annotated[float, Field(ge=40, le=80)] = 65.0
+    min_voltage_v: Annotated[float, Field(ge=4, le=12)] = 4.5
+    stall_load_pct: Annotated[float, Field(ge=20, le=100)] = 90.0
+    stall_after_s: Annotated[float, Field(ge=0.2, le=30)] = 1.5
+    park: ParkPose = ParkPose()
+
+
+class Camera(_Model):
+    """One camera. `type` names a camera registered with lerobot; `options` are that type's own fields."""
+
+    view: Annotated[str, Field(pattern=r"^OBS_IMAGE_[1-9]$")]  # 1 top or front, 2 wrist, 3.. further
+    type: Annotated[str, Field(min_length=1)]
+    width: Annotated[int, Field(ge=64, le=4096)] = 640
+    height: Annotated[int, Field(ge=48, le=4096)] = 480
+    fps: Annotated[int, Field(ge=1, le=240)] = 30
+    stale_ms: Annotated[float, Field(ge=50, le=5000)] = 200.0  # older than this is a repeat
+    stall_s: Annotated[float, Field(ge=0.5, le=60)] = 2.0  # without a frame for this long: restarted
+    frozen_s: Annotated[float, Field(ge=0.5, le=60)] = 2.0  # byte-identical frames for this long: frozen
+    options: dict[str, Any] = {}
+
+
+class Recording(_Model):
+    dataset: Name = "episodes"
+    fps: Annotated[int, Field(ge=1, le=100)] = 30
+    vcodec: Literal["h264", "hevc", "libsvtav1"] = "h264"
+    crf: Annotated[int, Field(ge=0, le=51)] = 23
+    min_free_gb: Annotated[float, Field(ge=0)] = 2.0  # below this no new episode starts
+    max_repeat_pct: Annotated[float, Field(ge=0, le=100)] = 20.0  # more repeated frames: episode rejected
+    on_crash: Literal["salvage", "discard"] = "salvage"
+    max_episode_s: Annotated[float, Field(gt=0, le=3600)] = 600.0
+
+
+class Logging(_Model):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal, else JSON
+
+
+class _YamlSource(PydanticBaseSettingsSource):
+    """The parsed file, below the environment in priority."""
+
+    def __init__(self, settings: type[BaseSettings], values: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self._values = values
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._values
+
+
+class StationConfig(BaseSettings):
+    """Everything one station needs to know."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="SO_AGENT__", env_nested_delimiter="__")
+
+    station: Name
+    state_dir: UserPath
+    run_dir: UserPath | None = None  # sockets; None: state_dir/run
+    robot: Robot
+    safety: Safety = Safety()
+    cameras: dict[Name, Camera] = {}
+    recording: Recording = Recording()
+    logging: Logging = Logging()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_state_dir(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """`{state_dir}` in any string stands for the folder, so that overriding one moves all."""
+        folder = str(Path(str(values.get("state_dir", "{state_dir}"))).expanduser())
+
+        def fill(value: Any) -> Any:
+            match value:
+                case str():
+                    return value.replace("{state_dir}", folder)
+                case dict():
+                    return {key: fill(inner) for key, inner in value.items()}
+                case _:
+                    return value
+
+        return {key: fill(value) for key, value in values.items()}
+
+    @field_validator("cameras")
+    @classmethod
+    def _views_are_contiguous(cls, cameras: dict[str, Camera]) -> dict[str, Camera]:
+        views = sorted(camera.view for camera in cameras.values())
+        expected = [f"OBS_IMAGE_{number}" for number in range(1, len(views) + 1)]
+        if views != expected:
+            raise ValueError(f"views must be {', '.join(expected)}, each once; found {', '.join(views)}")
+        return cameras
+
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Self:
+        if self.robot.control_hz % self.recording.fps:
+            raise ValueError(
+                f"robot.control_hz ({self.robot.control_hz}) must be a multiple of recording.fps "
+                f"({self.recording.fps}), so that every row is one tick"
+            )
+        if self.robot.leader and self.robot.leader.port == self.robot.follower.port:
+            raise ValueError("robot.leader.port and robot.follower.port are the same port")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load` hands the file's values as init arguments; the environment must win over them.
+        file = _YamlSource(settings_cls, getattr(init_settings, "init_kwargs", {}))
+        return env_settings, file
+
+    @property
+    def paths(self) -> "Paths":
+        return Paths(self)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that change with any setting; kept in every episode's metadata."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+    def views(self) -> dict[str, str]:
+        """Standard view name -> camera name, in the order of the views."""
+        return {camera.view: name for name, camera in sorted(self.cameras.items(), key=lambda item: item[1].view)}
+
+
+class Paths:
+    """Where everything of a station lies. Folders are made by whoever writes into them first."""
+
+    def __init__(self, config: StationConfig) -> None:
+        self.state = config.state_dir
+        self.follower_calibration = (
+            config.robot.calibration_dir / "robots" / "so_follower" / f"{config.robot.follower.id}.json"
+        )
+        self.leader_calibration = (
+            config.robot.calibration_dir / "teleoperators" / "so_leader" / f"{config.robot.leader.id}.json"
+            if config.robot.leader
+            else None
+        )
+        self.run = config.run_dir or config.state_dir / "run"
+        self.datasets = self.state / "datasets"
+        self.dataset = self.datasets / config.recording.dataset
+        self.journal = self.state / "journal"
+        self.estop_latch = self.state / "estop.json"
+        self.lock = self.state / "agent.lock"
+        self.agent_socket = self.run / "agent.sock"
+        self.arm_pub = self.run / "arm.pub"
+        self.arm_ctl = self.run / "arm.ctl"
+        self.recorder_pub = self.run / "rec.pub"
+        self.recorder_ctl = self.run / "rec.ctl"
+        self.virtual_ctl = self.run / "virtual.sock"
+
+    def camera_pub(self, name: str) -> Path:
+        return self.run / f"cam-{name}.pub"
+
+    def check(self) -> None:
+        """Raises BadInput when a socket path would be too long for the kernel."""
+        endpoint(self.camera_pub("x" * 24))
+
+
+def load(path: Path) -> StationConfig:
+    """Read and check a configuration file. Raises BadInput listing every error found."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"Cannot read {path}: {error}.", "Give the path of a station.yaml file.") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadInput(
+            f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}.",
+            "Was the file cut off? Compare it with configs/so101/station.yaml.",
+        ) from error
+    if not isinstance(values, dict):
+        raise BadInput(
+            f"{path}: expected a mapping of settings, found {type(values).__name__}.",
+            "Compare it with configs/so101/station.yaml.",
+        )
+    try:
+        config = StationConfig(**{str(key): value for key, value in values.items()})
+    except ValidationError as error:
+        lines = [_sentence(detail) for detail in error.errors(include_url=False)]
+        count = f"{len(lines)} error{'s' if len(lines) != 1 else ''}"
+        raise BadInput(
+            "\n".join([f"{path}: {count} in the configuration:", *lines]),
+            "Correct these fields; configs/so101/station.yaml explains each one.",
+        ) from error
+    config.paths.check()
+    return config
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "(file)"
+    found = detail.get("input")
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"  {where}: unknown key (found {_short(found)}); remove it or correct its spelling."
+        case "missing":
+            return f"  {where}: missing; it must be given."
+        case "value_error" if isinstance(found, dict) or not detail["loc"]:
+            return f"  {where}: {detail['msg'].removeprefix('Value error, ')}."
+        case _:
+            return f"  {where}: found {_short(found)}; {detail['msg'].removeprefix('Value error, ')}."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_task(text: str) -> str:
+    """A usable task text, stripped. Raises BadInput when it is empty, too long or not one printable line."""
+    task = text.strip()
+    if not task:
+        raise BadInput("The task text is empty.", f"Say in 1 to {TASK_MAX_CHARS} characters what the arm does.")
+    if len(task) > TASK_MAX_CHARS:
+        raise BadInput(
+            f"The task text has {len(task)} characters; at most {TASK_MAX_CHARS} are allowed.",
+            'Shorten it, e.g. --task "pick up the red cube".',
+        )
+    if not task.isprintable():
+        raise BadInput("The task text holds control characters.", "Use one line of printable text.")
+    return task

@@ -1,0 +1,118 @@
+"""A process that has the heavy imports done and forks children that need them.
+
+lerobot imports torch: 4 s and 500 MB. A child that is forked from here starts in milliseconds and shares
+those pages, which is what lets a dead arm process be back under control within 1.5 s. It is our own
+forty lines and not `multiprocessing.forkserver`, because that one sends pickles, and because here the
+nursery is the parent that reaps: an exit is reported with its real status at once.
+
+Run by the supervisor as `python -m agent.nursery FD MODULE...`. Speaks JSON over a SEQPACKET socket:
+
+    -> {"op": "spawn", "name": "arm", "entry": "agent.robot.arm:main", "config": {...}, "kwargs": {...}}
+    <- {"event": "ready"}                        the imports are done
+    <- {"event": "spawned", "name": "arm", "pid": 12}
+    <- {"event": "exit", "pid": 12, "status": -9}
+
+When the supervisor goes away the nursery exits; its children stay (an arm must be held, not dropped) and
+notice the missing heartbeat themselves.
+"""
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+MAX_REQUEST_BYTES = 64 * 1024
+
+
+def main(argv: list[str]) -> None:
+    peer = socket.socket(fileno=int(argv[1]))
+    for module in argv[2:]:
+        importlib.import_module(module)
+    # Objects made by the imports never die; keeping the collector off them keeps their pages shared.
+    gc.collect()
+    gc.freeze()
+    _serve(peer)
+
+
+def _serve(peer: socket.socket) -> None:
+    wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_w)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on a terminal is the supervisor's to handle
+    _send(peer, {"event": "ready"})
+    with selectors.DefaultSelector() as selector:
+        selector.register(peer, selectors.EVENT_READ)
+        selector.register(wake_r, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is peer:
+                    request = peer.recv(MAX_REQUEST_BYTES)
+                    if not request:
+                        return
+                    _spawn(peer, json.loads(request), (wake_r, wake_w))
+                else:
+                    os.read(wake_r, 4096)
+            _reap(peer)
+
+
+def _spawn(peer: socket.socket, request: dict[str, Any], inherited: tuple[int, int]) -> None:
+    pid = os.fork()
+    if pid:
+        _send(peer, {"event": "spawned", "name": request["name"], "pid": pid})
+        return
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        peer.close()
+        for fd in inherited:
+            os.close(fd)
+        # A session of its own: Ctrl-C on the agent's terminal must not reach the arm before the agent
+        # has parked it.
+        os.setsid()
+        run_child(request)
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:  # noqa: BLE001 - the edge of a process: whatever happened is printed, then it ends
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run_child(request: dict[str, Any]) -> None:
+    """Become the child that `request` describes; returns when its entry point returns."""
+    from agent.config import StationConfig
+    from agent.telemetry import configure
+
+    config = StationConfig.model_validate(request["config"])
+    configure(config.logging, process=request["name"])
+    module, _, function = request["entry"].partition(":")
+    getattr(importlib.import_module(module), function)(config, **request["kwargs"])
+
+
+def _reap(peer: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        _send(peer, {"event": "exit", "pid": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _send(peer: socket.socket, event: dict[str, Any]) -> None:
+    peer.send(json.dumps(event).encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv)

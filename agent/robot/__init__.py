@@ -1,0 +1,1 @@
+"""The hardware side of a station: arm process, camera processes, recorder."""

@@ -1,0 +1,1 @@
+"""From a journal on disk to an episode in a LeRobotDataset, surviving anything in between."""
