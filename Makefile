@@ -1,0 +1,63 @@
+# `make` alone lists the targets. Everything runs in the environment that scripts/bootstrap makes.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := $(or $(SO_AGENT_VENV),.venv)
+PYTHON := $(VENV)/bin/python
+KILLS ?= 300
+
+# Nothing here may reach for a model hub by surprise: not the demo, not the tests.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+# Rendering without a screen.
+export MUJOCO_GL := egl
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## create or update .venv from the hashed lock; quick when nothing changed
+	@scripts/bootstrap
+
+.PHONY: rendering
+rendering:
+	@scripts/bootstrap --rendering
+
+.PHONY: demo
+demo: rendering ## teleoperate and record two episodes on the virtual SO-101
+	@$(PYTHON) -m agent.cli.demo
+
+.PHONY: lint
+lint: setup ## format check, ruff, mypy --strict, import layers
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+.PHONY: test
+test: rendering lint ## everything CI runs: lint, then the whole suite with coverage
+	$(PYTHON) -m pytest -q --cov --cov-report=term
+
+.PHONY: coverage
+coverage: rendering ## the suite's coverage as pages in htmlcov/
+	$(PYTHON) -m pytest -q --cov --cov-report=html
+
+.PHONY: durability
+durability: rendering ## kill the recorder, the arm and the agent KILLS=300 times and count what is lost
+	SO_AGENT_KILLS=$(KILLS) $(PYTHON) -m pytest -q -s --timeout=0 tests/durability
+
+.PHONY: bench-control
+bench-control: rendering ## lerobot's record loop against this one, on the same virtual arm
+	$(PYTHON) -m benchmarks.control
+
+.PHONY: lock
+lock: ## regenerate requirements.lock from pyproject.toml, with hashes and without addresses
+	$(VENV)/bin/uv pip compile pyproject.toml --extra virtual --extra dev --generate-hashes --no-header \
+		--universal --python-version 3.12 -o requirements.lock
+
+.PHONY: clean
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
