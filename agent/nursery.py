@@ -7,7 +7,8 @@ nursery is the parent that reaps: an exit is reported with its real status at on
 
 Run by the supervisor as `python -m agent.nursery FD MODULE...`. Speaks JSON over a SEQPACKET socket:
 
-    -> {"op": "spawn", "name": "arm", "entry": "agent.robot.arm:main", "config": {...}, "kwargs": {...}}
+    -> {"op": "spawn", "name": "arm", "entry": "agent.robot.arm:main", "config": {...}, "kwargs": {},
+        "orphan_stays": true}
     <- {"event": "ready"}                        the imports are done
     <- {"event": "spawned", "name": "arm", "pid": 12}
     <- {"event": "exit", "pid": 12, "status": -9}
@@ -16,6 +17,7 @@ When the supervisor goes away the nursery exits; its children stay (an arm must 
 notice the missing heartbeat themselves.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -76,6 +78,8 @@ def _spawn(peer: socket.socket, request: dict[str, Any], inherited: tuple[int, i
         # A session of its own: Ctrl-C on the agent's terminal must not reach the arm before the agent
         # has parked it.
         os.setsid()
+        if not request["orphan_stays"]:
+            _end_with_parent()
         run_child(request)
         status = 0
     except SystemExit as leaving:
@@ -86,6 +90,14 @@ def _spawn(peer: socket.socket, request: dict[str, Any], inherited: tuple[int, i
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _end_with_parent() -> None:
+    """SIGTERM when the nursery is gone. Only the arm outlives it: a held arm must not be let go."""
+    PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # it went away before the call above
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_child(request: dict[str, Any]) -> None:

@@ -35,6 +35,13 @@ def endpoint(path: Path) -> str:
     return f"ipc://{path}"
 
 
+def topic(example: msgspec.Struct) -> bytes:
+    """The first bytes of every message of the example's type: its map header and tag, which come first."""
+    tag = str(example.__struct_config__.tag).encode()
+    body = encode(example)
+    return body[: body.index(tag) + len(tag)]
+
+
 class Publisher:
     """Sends messages to whoever listens. Owned by one thread."""
 
@@ -95,13 +102,13 @@ class Subscriber:
 
 
 class AsyncSubscriber:
-    """`Subscriber` for asyncio: `async for parts in subscriber`."""
+    """`Subscriber` for asyncio. With a `topic` only messages that begin with it are even sent here."""
 
-    def __init__(self, *paths: Path, queue: int = PUBLISH_QUEUE_MESSAGES) -> None:
+    def __init__(self, *paths: Path, topic: bytes = b"") -> None:
         self._socket = zmq.asyncio.Context.instance().socket(zmq.SUB)
-        self._socket.setsockopt(zmq.RCVHWM, queue)
+        self._socket.setsockopt(zmq.RCVHWM, PUBLISH_QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._socket.setsockopt(zmq.SUBSCRIBE, topic)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         for path in paths:
             self._socket.connect(endpoint(path))

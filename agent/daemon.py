@@ -1,0 +1,61 @@
+"""The daemon: takes the state folder, answers the socket, runs the station until told to stop."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.api import local
+from agent.clock import SystemClock
+from agent.config import StationConfig
+from agent.errors import BadInput
+from agent.station import Station
+from agent.telemetry import configure, logger
+
+
+def run(config: StationConfig) -> None:
+    """Run the agent in this process until SIGTERM, SIGINT or a shutdown request."""
+    configure(config.logging, process="agent")
+    with _state_folder(config.paths.state, config.paths.lock):
+        asyncio.run(_serve(config))
+
+
+async def _serve(config: StationConfig) -> None:
+    station = Station(config, SystemClock())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, station.stop_requested.set)
+    async with local.serve(config.paths.agent_socket, station.handle):
+        logger.info("agent started", station=config.station, socket=str(config.paths.agent_socket), pid=os.getpid())
+        await station.run()
+    logger.info("agent stopped")
+
+
+@contextlib.contextmanager
+def _state_folder(folder: Path, lock: Path) -> Iterator[None]:
+    """Own the state folder. Raises BadInput when it cannot be written or another agent has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BadInput(
+            f"Cannot write in the state folder {folder}: {error.strerror}.",
+            "Make it writable, or set another state_dir (SO_AGENT__STATE_DIR).",
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 20, 0).decode().strip() or "unknown"
+            raise BadInput(
+                f"Another agent (pid {holder}) already runs on the state folder {folder}.",
+                "Stop that one, or give this one another state_dir.",
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)  # closing is what releases the lock, also when the process is killed

@@ -1,0 +1,553 @@
+"""The station: one owner of the mode, of the children, and of everything a person may ask for."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+import msgspec
+
+from agent import __version__
+from agent.clock import NS_PER_MS, Clock, nanoseconds, seconds
+from agent.config import Paths, StationConfig, check_task
+from agent.errors import AgentError, BadInput, DeviceFault, NotRunning, Refused
+from agent.messages import (
+    ArmCommand,
+    ArmDrive,
+    ArmEstop,
+    ArmHandover,
+    ArmHeartbeat,
+    ArmReply,
+    ArmReport,
+    ArmReset,
+    ArmShutdown,
+    CameraReport,
+    CameraState,
+    Drive,
+    EpisodeSource,
+    MarkEpisode,
+    RecorderReply,
+    RecorderReport,
+    RecorderShutdown,
+    Tick,
+)
+from agent.modes import RECORDABLE, WHAT_TO_DO, Mode, ModeMachine, Transition
+from agent.session import PROGRESS_S, Plan, Session
+from agent.supervisor import ChildSpec, Supervisor
+from agent.telemetry import logger
+from agent.transport import AsyncCommandClient, AsyncSubscriber, topic
+
+HEARTBEAT_S: Final = 0.5
+"""The arm holds after 3 s without one; six chances are enough on a busy host."""
+
+ARM_ANSWER_S: Final = 1.0
+RECORDER_ANSWER_S: Final = 5.0
+"""The recorder answers at once, but a loaded disk may hold its journal's first fsync."""
+
+HANDOVER_S: Final = 2.0
+"""For an arm process of an earlier agent to leave the port, torque as it is."""
+
+PARK_AND_EXIT_S: Final = 15.0
+"""The longest way to the park pose at 30 degrees a second takes 8 s."""
+
+COMMIT_AND_EXIT_S: Final = 10.0
+
+ARM_SILENCE_S: Final = 1.0
+"""The arm publishes every tick, at least ten a second. A bus time-out or a reconnect takes 0.3 s."""
+
+RECORDER_SILENCE_S: Final = 10.0
+CAMERA_SILENCE_S: Final = 6.0
+
+STARTING_S: Final = 3.0
+"""How long an arm that does not answer is still starting before it is a fault."""
+
+CAMERA_REPORTS: Final = topic(CameraReport("", 0, 0, CameraState.CONNECTING))
+"""The daemon reads the cameras' reports; the frames beside them are not even sent to it."""
+
+type Progress = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Station:
+    """Ties the mode machine, the supervisor and the recording session together."""
+
+    def __init__(self, config: StationConfig, clock: Clock) -> None:
+        self.config = config
+        self.paths: Paths = config.paths
+        self._clock = clock
+        self._started_ns = clock.now_ns()
+        self.machine = ModeMachine(clock, self._log_transition)
+        self.arm: ArmReport | None = None
+        self.tick: Tick | None = None
+        self.cameras: dict[str, CameraReport] = {}
+        self.recorder: RecorderReport | None = None
+        self.session: Session | None = None
+        self.last_session: dict[str, Any] | None = None
+        self._arm_client: AsyncCommandClient[ArmReport] = AsyncCommandClient(self.paths.arm_ctl, ArmReply)
+        self._recorder_client: AsyncCommandClient[RecorderReport] = AsyncCommandClient(
+            self.paths.recorder_ctl, RecorderReply
+        )
+        self._one_at_a_time = asyncio.Lock()
+        self._background: set[asyncio.Future[Any]] = set()
+        self._arm_first_heard_ns: int | None = None
+        self.stop_requested = asyncio.Event()
+        self.supervisor = Supervisor(config, self._specs(), clock, self._child_down, self._child_failed)
+        self._verbs: dict[str, Callable[[dict[str, Any], Progress], Awaitable[dict[str, Any]]]] = {
+            "status": self._status_verb,
+            "teleop.start": self._teleop_start,
+            "teleop.stop": self._teleop_stop,
+            "hold": self._hold,
+            "park": self._park,
+            "release": self._release,
+            "estop": self._estop,
+            "reset": self._reset,
+            "record.start": self._record_start,
+            "record.stop": self._record_stop,
+            "record.discard": self._record_discard,
+            "record.rerecord": self._record_again,
+            "episodes.list": self._episodes_list,
+            "episodes.show": self._episodes_show,
+            "episodes.mark": self._episodes_mark,
+            "shutdown": self._shutdown_verb,
+        }
+
+    def _specs(self) -> list[ChildSpec]:
+        cameras = [
+            ChildSpec(f"camera-{name}", "agent.robot.camera:main", "devices", {"camera": name}, CAMERA_SILENCE_S)
+            for name in self.config.views().values()
+        ]
+        return [
+            ChildSpec("arm", "agent.robot.arm:main", "devices", silence_s=ARM_SILENCE_S, orphan_stays=True),
+            *cameras,
+            ChildSpec("recorder", "agent.robot.recording.process:main", "recorder", silence_s=RECORDER_SILENCE_S),
+        ]
+
+    # --- running ---------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the station going until `stop_requested`, then leave the arm parked and episodes committed."""
+        tasks = [
+            asyncio.create_task(self.supervisor.run(self._before_spawn), name="supervisor"),
+            asyncio.create_task(self._listen_to_arm(), name="arm reports"),
+            asyncio.create_task(self._listen_to_recorder(), name="recorder reports"),
+            *(
+                asyncio.create_task(self._listen_to_camera(name), name=f"camera {name} reports")
+                for name in self.config.cameras
+            ),
+            asyncio.create_task(self._beat(), name="heartbeat"),
+        ]
+        stop = asyncio.create_task(self.stop_requested.wait(), name="stop requested")
+        try:
+            done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stop}:
+                task.result()  # a background task never ends by itself: this raises why it did
+            await self._stop()
+        finally:
+            self.supervisor.expect_exit()
+            await self.supervisor.close()
+            for task in [stop, *tasks]:
+                task.cancel()
+            await asyncio.gather(stop, *tasks, return_exceptions=True)
+
+    async def _before_spawn(self, spec: ChildSpec) -> None:
+        """An arm process of an agent that was killed still holds the arm: take it over without a jerk."""
+        if spec.name != "arm":
+            return
+        with contextlib.suppress(AgentError):
+            report = await self._arm_client.ask_async(ArmHandover("a new agent starts"), HANDOVER_S)
+            logger.info("took over from the arm process of an earlier agent", pid=report.pid)
+
+    async def _beat(self) -> None:
+        while True:
+            # Silence is judged by the supervisor; here a missing answer only means: try again.
+            with contextlib.suppress(AgentError):
+                await self._arm_client.ask_async(ArmHeartbeat(), ARM_ANSWER_S)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _listen_to_arm(self) -> None:
+        decoder = msgspec.msgpack.Decoder(Tick | ArmReport)
+        with contextlib.closing(AsyncSubscriber(self.paths.arm_pub)) as subscriber:
+            while True:
+                message = decoder.decode((await subscriber.receive())[0])
+                if isinstance(message, Tick):
+                    self.supervisor.heard("arm")
+                    self.tick = message
+                else:
+                    self._heard_from_arm(message)
+
+    async def _listen_to_recorder(self) -> None:
+        decoder = msgspec.msgpack.Decoder(RecorderReport)
+        with contextlib.closing(AsyncSubscriber(self.paths.recorder_pub)) as subscriber:
+            while True:
+                self.recorder = decoder.decode((await subscriber.receive())[0])
+                self.supervisor.heard("recorder")
+                if self.session is not None:
+                    await self.session.heard(self.recorder)
+
+    async def _listen_to_camera(self, name: str) -> None:
+        decoder = msgspec.msgpack.Decoder(CameraReport)
+        with contextlib.closing(AsyncSubscriber(self.paths.camera_pub(name), topic=CAMERA_REPORTS)) as subscriber:
+            while True:
+                report = decoder.decode((await subscriber.receive())[0])
+                self.supervisor.heard(f"camera-{name}")
+                self.cameras[name] = report
+
+    async def _stop(self) -> None:
+        """Commit, park, release, in this order; each bounded, each logged when it fails."""
+        self.machine.to(Mode.STOPPING, "the agent is shutting down")
+        if self.session and not self.session.over:
+            with contextlib.suppress(AgentError, TimeoutError):
+                await asyncio.wait_for(self.session.stop(), COMMIT_AND_EXIT_S)
+        self.supervisor.expect_exit()
+        for name, ask, timeout_s in (
+            ("recorder", self._ask_recorder(RecorderShutdown()), COMMIT_AND_EXIT_S),
+            ("arm", self._ask_arm(ArmShutdown("the agent is shutting down")), PARK_AND_EXIT_S),
+        ):
+            try:
+                await ask
+            except AgentError as error:
+                logger.warning("child did not take the shutdown", child=name, problem=str(error))
+                continue
+            if not await self.supervisor.wait_ended(name, timeout_s):
+                logger.error("child did not end in time", child=name, timeout_s=timeout_s)
+
+    # --- following the children ------------------------------------------------------------------------
+
+    def _heard_from_arm(self, report: ArmReport) -> None:
+        if self.arm is not None and report.at_ns < self.arm.at_ns:
+            return  # published before a command was answered, delivered after the answer
+        self.arm = report
+        if self._arm_first_heard_ns is None:
+            self._arm_first_heard_ns = self._clock.now_ns()
+        self._follow_arm(report)
+
+    def _follow_arm(self, report: ArmReport) -> None:
+        """The arm process knows what the arm does; the mode says what that means for people."""
+        mode = self.machine.mode
+        if mode is Mode.STOPPING:
+            return
+        gave_up = any(child.failed for child in self.supervisor.children.values())
+        if mode is Mode.FAULT and gave_up and report.drive is not Drive.ESTOP:
+            return
+        wanted = self._mode_for(report.drive, mode)
+        if wanted is mode:
+            if mode in (Mode.HOLD, Mode.FAULT, Mode.ESTOP):
+                self.machine.reason = report.reason
+            return
+        # Where the table has no direct edge, the arm is being held in between.
+        for step in (wanted,) if self.machine.allows(wanted) else (Mode.HOLD, wanted):
+            if self.machine.allows(step):
+                self.machine.to(step, report.reason)
+        if self.machine.mode not in RECORDABLE and self.session and not self.session.over:
+            self._spawn(self._end_session(report.reason))
+
+    def _mode_for(self, drive: Drive, mode: Mode) -> Mode:
+        match drive:
+            case Drive.OFFLINE:
+                waited_ns = self._clock.now_ns() - (self._arm_first_heard_ns or self._clock.now_ns())
+                return mode if mode is Mode.STARTING and waited_ns < nanoseconds(STARTING_S) else Mode.FAULT
+            case Drive.LIMP:
+                return mode if mode in (Mode.IDLE, Mode.TRAINING) else Mode.IDLE
+            case Drive.HOLD:
+                return Mode.HOLD
+            case Drive.ALIGN:
+                return Mode.ALIGNING
+            case Drive.FOLLOW:
+                return Mode.TELEOP
+            case Drive.EXECUTE:
+                return Mode.EXECUTING
+            case Drive.PARK:
+                return Mode.HOMING
+            case Drive.ESTOP:
+                return Mode.ESTOP
+
+    def _child_down(self, name: str, why: str) -> None:
+        if name == "arm":
+            self.arm = None
+            if self.machine.allows(Mode.FAULT):
+                self.machine.to(Mode.FAULT, f"the arm process ended ({why}); starting it again")
+        elif name == "recorder":
+            self.recorder = None
+        else:
+            self.cameras.pop(name.removeprefix("camera-"), None)
+
+    def _child_failed(self, name: str, why: str) -> None:
+        if self.machine.allows(Mode.FAULT):
+            self.machine.to(Mode.FAULT, f"{why}; `so-agent reset` tries again")
+            self._spawn(self._hold_in_fault(why))
+
+    async def _hold_in_fault(self, why: str) -> None:
+        await self._end_session(why)
+        if self.arm and self.arm.torque_on:
+            with contextlib.suppress(AgentError):  # the arm itself may be what failed
+                await self._ask_arm(ArmDrive(Drive.HOLD, why))
+
+    def _log_transition(self, transition: Transition) -> None:
+        logger.info("mode", before=transition.before, after=transition.after, cause=transition.cause)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _end_session(self, cause: str) -> None:
+        """Motion ended under a recording: what was recorded up to here is kept."""
+        if self.session and not self.session.over:
+            logger.warning("recording ends because the arm stopped", cause=cause)
+            with contextlib.suppress(AgentError):
+                await self.session.stop()
+
+    # --- asking the children ---------------------------------------------------------------------------
+
+    async def _ask_arm(self, command: ArmCommand, timeout_s: float = ARM_ANSWER_S) -> ArmReport:
+        try:
+            report = await self._arm_client.ask_async(command, timeout_s)
+        except NotRunning as error:
+            raise DeviceFault(
+                "The arm process does not answer.", "It is being restarted; `so-agent status` shows how it goes."
+            ) from error
+        self._heard_from_arm(report)
+        return report
+
+    async def _ask_recorder(self, command: Any) -> RecorderReport:
+        try:
+            return await self._recorder_client.ask_async(command, RECORDER_ANSWER_S)
+        except NotRunning as error:
+            raise DeviceFault(
+                "The recorder does not answer.", "It is starting or being restarted; try again in a few seconds."
+            ) from error
+
+    async def _drive(self, drive: Drive, mode: Mode, cause: str) -> dict[str, Any]:
+        self.machine.require(mode)
+        await self._ask_arm(ArmDrive(drive, cause))
+        return {"mode": self.machine.mode, "reason": self.machine.reason}
+
+    # --- verbs -----------------------------------------------------------------------------------------
+
+    async def handle(self, verb: str, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Carry out one request. Raises AgentError with a sentence for the user."""
+        try:
+            do = self._verbs[verb]
+        except KeyError:
+            raise BadInput(f"Unknown verb {verb!r}.", f"Known are: {', '.join(self._verbs)}.") from None
+        logger.debug("request", verb=verb)
+        return await do(args, progress)
+
+    async def _status_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        return self.status()
+
+    async def _teleop_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        if self.config.robot.leader is None:
+            raise Refused("This station has no leader arm.", "Add robot.leader to the configuration.")
+        async with self._one_at_a_time:
+            if self.machine.mode in (Mode.TELEOP, Mode.ALIGNING):
+                return {"mode": self.machine.mode, "reason": self.machine.reason}
+            return await self._drive(Drive.ALIGN, Mode.ALIGNING, "teleop was started")
+
+    async def _teleop_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        if self.machine.mode not in (Mode.TELEOP, Mode.ALIGNING):
+            raise Refused(
+                f"Teleop is not running: the station is in mode {self.machine.mode}.", WHAT_TO_DO[self.machine.mode]
+            )
+        return await self._hold({}, progress, "teleop was stopped")
+
+    async def _hold(
+        self, args: dict[str, Any], progress: Progress, cause: str = "hold was asked for"
+    ) -> dict[str, Any]:
+        _only(args)
+        async with self._one_at_a_time:
+            answer = await self._drive(Drive.HOLD, Mode.HOLD, cause) if self.machine.mode is not Mode.HOLD else None
+            await self._end_session(cause)
+            return answer or {"mode": self.machine.mode, "reason": self.machine.reason}
+
+    async def _park(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        async with self._one_at_a_time:
+            if self.machine.mode in (Mode.TELEOP, Mode.ALIGNING, Mode.EXECUTING):
+                await self._drive(Drive.HOLD, Mode.HOLD, "park was asked for")
+                await self._end_session("park was asked for")
+            return await self._drive(Drive.PARK, Mode.HOMING, "park was asked for")
+
+    async def _release(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Torque off wherever the arm is. Allowed in every mode: a person can always release the arm."""
+        _only(args)
+        report = await self._ask_arm(ArmDrive(Drive.LIMP, "release was asked for"))
+        return {"mode": self.machine.mode, "reason": self.machine.reason, "torque_on": report.torque_on}
+
+    async def _estop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        cause = str(args.get("cause", "e-stop was pressed"))[:200]
+        # Not behind the lock: an e-stop waits for nobody.
+        report = await self._ask_arm(ArmEstop(cause))
+        return {"mode": self.machine.mode, "reason": self.machine.reason, "verified": report.estop_verified}
+
+    async def _reset(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        async with self._one_at_a_time:
+            failed = any(child.failed for child in self.supervisor.children.values())
+            if self.machine.mode not in (Mode.ESTOP, Mode.FAULT) and not failed:
+                raise Refused(f"There is nothing to reset in mode {self.machine.mode}.")
+            self.supervisor.retry_failed()
+            if self.arm is not None:
+                await self._ask_arm(ArmReset("reset was asked for"))
+            return {"mode": self.machine.mode, "reason": self.machine.reason}
+
+    async def _record_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        wait = bool(args.pop("wait", False))
+        plan = _plan(args, self.config)
+        async with self._one_at_a_time:
+            if self.machine.mode not in RECORDABLE:
+                raise Refused(
+                    f"Recording needs a moving arm; the station is in mode {self.machine.mode}.",
+                    WHAT_TO_DO[self.machine.mode],
+                )
+            if self.session and not self.session.over:
+                raise Refused(f"Already recording {self.session.plan.task!r}.", "Run `so-agent record stop` first.")
+            session = Session(plan, self._ask_recorder)
+            self.session = session
+            try:
+                await session.start()
+            except AgentError:
+                self.session = None
+                raise
+        if not wait:
+            return {"recording": session.status()}
+        while not session.over:
+            await progress(session.status())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(session.wait(), PROGRESS_S)
+        return session.summary()
+
+    def _running_session(self) -> Session:
+        if self.session is None or self.session.over:
+            raise Refused("Nothing is being recorded.", 'Start with `so-agent record start --task "..."`.')
+        return self.session
+
+    async def _record_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        success = args.pop("success", None)
+        _only(args)
+        if success not in (True, False, None):
+            raise BadInput(f"success must be true, false or null; found {success!r}.")
+        session = self._running_session()
+        await session.stop(success)
+        return session.summary()
+
+    async def _record_discard(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        session = self._running_session()
+        await session.discard("discarded by the operator")
+        return session.summary()
+
+    async def _record_again(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        session = self._running_session()
+        await session.again()
+        return {"recording": session.status()}
+
+    async def _episodes_list(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        return {"episodes": await asyncio.to_thread(self._index().list)}
+
+    async def _episodes_show(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        episode = _episode(args)
+        _only(args)
+        return {"episode": await asyncio.to_thread(self._index().show, episode)}
+
+    async def _episodes_mark(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        episode, success = _episode(args), args.pop("success", None)
+        _only(args)
+        await self._ask_recorder(MarkEpisode(episode, success))
+        return {"episode": await asyncio.to_thread(self._index().show, episode)}
+
+    def _index(self) -> Any:
+        from agent.robot.recording.index import DatasetIndex
+
+        return DatasetIndex(self.paths.dataset)
+
+    async def _shutdown_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        _only(args)
+        self.stop_requested.set()
+        return {"mode": Mode.STOPPING}
+
+    # --- status ----------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The public shape of `so-agent status --json`; docs/command-line.md describes it."""
+        recording = self.session.status() if self.session and not self.session.over else None
+        arm = self.arm
+        return {
+            "station": self.config.station,
+            "version": __version__,
+            "config_hash": self.config.hash,
+            "uptime_s": round(seconds(self._clock.now_ns() - self._started_ns), 1),
+            "mode": self.machine.mode,
+            "reason": self.machine.reason,
+            "recording": recording,
+            "arm": _plain(arm, without=("servos",)) if arm else None,
+            "servos": {servo.name: _plain(servo) for servo in arm.servos} if arm else None,
+            "cameras": {name: self._camera(name) for name in self.config.views().values()} or None,
+            "recorder": _plain(self.recorder) if self.recorder else None,
+            "policy": None,
+            "federation": None,
+            "children": {
+                name: {
+                    "pid": child.pid,
+                    "restarts": child.restarts,
+                    "last_exit": child.last_exit,
+                    "failed": child.failed,
+                }
+                for name, child in self.supervisor.children.items()
+            },
+        }
+
+    def _camera(self, name: str) -> dict[str, Any]:
+        report = self.cameras.get(name)
+        child = self.supervisor.children[f"camera-{name}"]
+        if report is None:
+            return {"state": "down", "reason": child.failed or child.last_exit or "starting", "age_ms": None}
+        age_ms = (
+            None
+            if report.last_capture_ns is None
+            else round((self._clock.now_ns() - report.last_capture_ns) / NS_PER_MS, 1)
+        )
+        return {**_plain(report), "view": self.config.cameras[name].view, "age_ms": age_ms}
+
+
+def _plain(message: msgspec.Struct, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    for name in ("type", *without):
+        fields.pop(name, None)
+    return fields
+
+
+def _only(args: dict[str, Any]) -> None:
+    if args:
+        raise BadInput(f"Unknown argument{'s' if len(args) > 1 else ''}: {', '.join(sorted(args))}.")
+
+
+def _episode(args: dict[str, Any]) -> int:
+    episode = args.pop("episode", None)
+    if not isinstance(episode, int) or isinstance(episode, bool) or episode < 0:
+        raise BadInput(f"episode must be a number from 0; found {episode!r}.", "See `so-agent episodes list`.")
+    return episode
+
+
+def _plan(args: dict[str, Any], config: StationConfig) -> Plan:
+    task = check_task(str(args.pop("task", "")))
+    episodes = args.pop("episodes", 1)
+    episode_s = args.pop("episode_s", None)
+    reset_s = args.pop("reset_s", 5.0)
+    _only(args)
+    if not isinstance(episodes, int) or isinstance(episodes, bool) or not 1 <= episodes <= 10_000:
+        raise BadInput(f"--episodes must be 1 to 10000; found {episodes!r}.")
+    longest = config.recording.max_episode_s
+    if episode_s is None:
+        if episodes > 1:
+            raise BadInput("Several episodes need a length.", "Add --episode-s, e.g. --episode-s 20.")
+        episode_s = longest
+    if not isinstance(episode_s, int | float) or not 1 <= episode_s <= longest:
+        raise BadInput(f"--episode-s must be 1 to {longest:g} (recording.max_episode_s); found {episode_s!r}.")
+    if not isinstance(reset_s, int | float) or not 0 <= reset_s <= 3600:
+        raise BadInput(f"--reset-s must be 0 to 3600; found {reset_s!r}.")
+    return Plan(task, episodes, float(episode_s), float(reset_s), EpisodeSource.TELEOP)
