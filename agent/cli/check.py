@@ -1,0 +1,193 @@
+"""`check-config`: would a station with this configuration work on this machine, right now?"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from agent.cli.command import Command, invocation
+from agent.cli.finding import Finding, Level, show, worst
+from agent.cli.locate import answers
+from agent.cli.ports import check_ports
+from agent.config import StationConfig, load
+from agent.errors import AgentError, BadInput
+
+NETWORK_FILESYSTEMS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "sshfs", "fuse.sshfs", "fuse.rclone", "ceph", "glusterfs", "afs"}
+)
+"""Where rename and flock do not promise what the journal and the lock rely on."""
+
+WELL_KNOWN_CAMERAS: Final = frozenset({"opencv", "zmq"})
+"""Types that every lerobot has. Any other is looked up in lerobot itself, which takes seconds to import."""
+
+LOOKUP_S: Final = 120.0
+"""lerobot imports in 4 s on a desktop and in half a minute on a small board with a cold disk."""
+
+GIB: Final = 1024**3
+
+
+def register(app: typer.Typer) -> None:
+    app.command("check-config", cls=Command, epilog="Example: so-agent check-config station.yaml --json")(check_config)
+
+
+def check_config(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The configuration; or use -c.")] = None,
+) -> None:
+    """Check a configuration file and what it names: ports, calibration, cameras, the state folder."""
+    config = load(file.expanduser()) if file else invocation().load()
+    findings = check(config)
+    ok = worst(findings) is not Level.ERROR
+    if invocation().json:
+        typer.echo(
+            json.dumps({"ok": ok, **({} if ok else _error(findings)), "findings": [f.plain() for f in findings]})
+        )
+        if not ok:
+            raise typer.Exit(BadInput.exit_code)
+        return
+    show(findings)
+    if not ok:
+        errors = sum(finding.is_error for finding in findings)
+        raise BadInput(f"{errors} problem{'s' if errors > 1 else ''} in the configuration.", "See the lines marked ✗.")
+
+
+def _error(findings: list[Finding]) -> dict[str, str]:
+    errors = [finding for finding in findings if finding.is_error]
+    return {
+        "code": BadInput.code,
+        "message": " ".join(finding.found for finding in errors),
+        "hint": " ".join(dict.fromkeys(finding.remedy for finding in errors)),
+    }
+
+
+def check(config: StationConfig) -> list[Finding]:
+    """Everything that can be known without moving anything."""
+    return [
+        Finding("configuration", Level.OK, f"station {config.station}, {config.robot.model}, hash {config.hash}"),
+        check_state_dir(config),
+        *check_ports(config, own_pids(config)),
+        *check_calibration(config),
+        *check_cameras(config),
+    ]
+
+
+def own_pids(config: StationConfig) -> frozenset[int]:
+    """The processes of this station, if its agent runs: they hold the ports rightly."""
+    from agent.api.local import Client
+
+    if not answers(config.paths.agent_socket):
+        return frozenset()
+    try:
+        children = Client(config.paths.agent_socket).call("status", timeout_s=2.0).get("children") or {}
+    except AgentError:
+        return frozenset()
+    return frozenset(child["pid"] for child in children.values() if child.get("pid"))
+
+
+def check_state_dir(config: StationConfig) -> Finding:
+    folder = config.state_dir
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    name = "state_dir"
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding(
+            name,
+            Level.ERROR,
+            f"state_dir: {folder} cannot be written by this user.",
+            f"Change the owner of {existing}, or set another state_dir.",
+        )
+    kind = filesystem(existing)
+    if kind in NETWORK_FILESYSTEMS:
+        return Finding(
+            name,
+            Level.ERROR,
+            f"state_dir: {folder} lies on a network filesystem ({kind}).",
+            "Use a folder on a local disk; copy finished datasets away instead.",
+        )
+    free_gb = shutil.disk_usage(existing).free / GIB
+    if free_gb < config.recording.min_free_gb:
+        return Finding(
+            name,
+            Level.WARNING,
+            f"state_dir: {folder} has {free_gb:.1f} GB free; recording needs {config.recording.min_free_gb:g} GB.",
+            "Free some space, or lower recording.min_free_gb.",
+        )
+    return Finding(name, Level.OK, f"state_dir: {folder}, {free_gb:.0f} GB free ({kind})")
+
+
+def filesystem(path: Path) -> str:
+    """The type of the filesystem that holds `path`, from /proc/mounts; the longest mount point wins."""
+    real = os.path.realpath(path)
+    best, kind = "", "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, point, this_kind, *_ = line.split()
+        point = point.replace("\\040", " ")
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, this_kind
+    return kind
+
+
+def check_calibration(config: StationConfig) -> list[Finding]:
+    paths = config.paths
+    files = {"follower": paths.follower_calibration, "leader": paths.leader_calibration}
+    findings: list[Finding] = []
+    for name, file in files.items():
+        if file is None:
+            continue
+        if file.is_file():
+            findings.append(Finding(f"{name} calibration", Level.OK, str(file)))
+        else:
+            remedy = f"Run `so-agent calibrate --arm {name} -c FILE`, or add --from FILE if lerobot-calibrate made one."
+            findings.append(
+                Finding(f"{name} calibration", Level.WARNING, f"There is no calibration at {file}.", remedy)
+            )
+    return findings
+
+
+def check_cameras(config: StationConfig) -> list[Finding]:
+    unknown = sorted({camera.type for camera in config.cameras.values()} - WELL_KNOWN_CAMERAS)
+    known = known_camera_types() if unknown else ()
+    findings: list[Finding] = []
+    for name, camera in config.cameras.items():
+        where = f"cameras.{name}"
+        if camera.type in unknown and camera.type not in known:
+            findings.append(
+                Finding(
+                    where,
+                    Level.ERROR,
+                    f"{where}.type: {camera.type!r} is no camera type that lerobot knows.",
+                    f"Known are: {', '.join(known)}.",
+                )
+            )
+            continue
+        device = camera.options.get("index_or_path")
+        if isinstance(device, str) and device.startswith("/") and not Path(device).exists():
+            findings.append(
+                Finding(
+                    where,
+                    Level.WARNING,
+                    f"{where}: {device} is not there.",
+                    "Plug the camera in, or see `ls /dev/v4l/by-id/`. Until then nothing is recorded.",
+                )
+            )
+            continue
+        size = f"{camera.width}x{camera.height} at {camera.fps} fps"
+        findings.append(Finding(where, Level.OK, f"{where}: {camera.view}, {camera.type}, {size}"))
+    return findings
+
+
+def known_camera_types() -> tuple[str, ...]:
+    """Asked of lerobot in a process of its own, because it imports torch."""
+    code = "from agent.robot.camera import known_types; print('\\n'.join(known_types()))"
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=LOOKUP_S, check=True
+        )
+    except subprocess.SubprocessError as error:
+        raise AgentError(
+            f"lerobot could not be asked for its camera types: {error}.", "Run `so-agent doctor`."
+        ) from error
+    return tuple(answer.stdout.split())
