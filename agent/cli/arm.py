@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from agent.cli.command import Command, group, invocation
+from agent.cli.locate import AGENT_SOCKET, answers
 from agent.errors import AgentError, BadInput, DeviceFault, NotRunning
 
 ESTOP_ANSWER_S: Final = 1.0
@@ -19,7 +20,7 @@ ESTOP_VERIFY_S: Final = 1.0
 DAEMON_TOLD_S: Final = 0.5
 """The agent is told only for its records; one that hangs must not keep a person waiting."""
 
-HOLD_FIRST: Final = "Switch off the arm's power supply now; then look at the log."
+POWER_OFF: Final = "Switch off the arm's power supply now; then look at the log."
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +87,7 @@ def estop(
     This is a software stop and no substitute for the switch of the arm's power supply."""
     sockets = invocation().arm_sockets()
     if not sockets:
-        raise NotRunning("No arm process was found, so nothing was stopped.", HOLD_FIRST)
+        raise NotRunning("No arm process was found, so nothing was stopped.", POWER_OFF)
     failures: list[AgentError] = []
     results: list[dict[str, Any]] = []
     for path in sockets:
@@ -95,7 +96,7 @@ def estop(
         except AgentError as error:
             failures.append(error)
     for path in sockets:
-        _tell_agent(path.with_name("agent.sock"), cause)
+        _tell_agent(path.with_name(AGENT_SOCKET), cause)
     if failures:
         raise failures[0]
     sentences = [
@@ -110,6 +111,8 @@ def _stop_arm(path: Path, cause: str) -> dict[str, Any]:
     from agent.messages import ArmEstop, ArmQuery, ArmReply, ArmReport
     from agent.transport import CommandClient
 
+    if not answers(path):
+        raise NotRunning(f"No arm process listens on {path}. The arm was NOT stopped.", POWER_OFF)
     client: CommandClient[ArmReport] = CommandClient(path, ArmReply)
     began = time.monotonic()
     try:
@@ -118,12 +121,12 @@ def _stop_arm(path: Path, cause: str) -> dict[str, Any]:
             time.sleep(0.01)
             report = client.ask(ArmQuery(), ESTOP_ANSWER_S)
     except NotRunning as error:
-        raise NotRunning(f"{error.message} The arm was NOT stopped.", HOLD_FIRST) from error
+        raise NotRunning(f"{error.message} The arm was NOT stopped.", POWER_OFF) from error
     took_ms = (time.monotonic() - began) * 1000
     if report.estop_verified is not True:
         raise DeviceFault(
             f"The stop was sent, but the servos did not confirm it within {took_ms:.0f} ms: {report.reason}.",
-            HOLD_FIRST,
+            POWER_OFF,
         )
     return {"socket": str(path), "verified": True, "took_ms": round(took_ms, 1), "reason": report.reason}
 

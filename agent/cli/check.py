@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,8 +14,10 @@ from agent.cli.command import Command, invocation
 from agent.cli.finding import Finding, Level, show, worst
 from agent.cli.locate import answers
 from agent.cli.ports import check_ports
-from agent.config import StationConfig, load
 from agent.errors import AgentError, BadInput
+
+if TYPE_CHECKING:
+    from agent.config import StationConfig
 
 NETWORK_FILESYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "sshfs", "fuse.sshfs", "fuse.rclone", "ceph", "glusterfs", "afs"}
@@ -39,7 +41,9 @@ def check_config(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The configuration; or use -c.")] = None,
 ) -> None:
     """Check a configuration file and what it names: ports, calibration, cameras, the state folder."""
-    config = load(file.expanduser()) if file else invocation().load()
+    if file:
+        invocation().config = str(file)
+    config = invocation().load()
     findings = check(config)
     ok = worst(findings) is not Level.ERROR
     if invocation().json:
@@ -59,12 +63,12 @@ def _error(findings: list[Finding]) -> dict[str, str]:
     errors = [finding for finding in findings if finding.is_error]
     return {
         "code": BadInput.code,
-        "message": " ".join(finding.found for finding in errors),
+        "message": " ".join(f"{finding.name}: {finding.found}" for finding in errors),
         "hint": " ".join(dict.fromkeys(finding.remedy for finding in errors)),
     }
 
 
-def check(config: StationConfig) -> list[Finding]:
+def check(config: "StationConfig") -> list[Finding]:
     """Everything that can be known without moving anything."""
     return [
         Finding("configuration", Level.OK, f"station {config.station}, {config.robot.model}, hash {config.hash}"),
@@ -75,7 +79,7 @@ def check(config: StationConfig) -> list[Finding]:
     ]
 
 
-def own_pids(config: StationConfig) -> frozenset[int]:
+def own_pids(config: "StationConfig") -> frozenset[int]:
     """The processes of this station, if its agent runs: they hold the ports rightly."""
     from agent.api.local import Client
 
@@ -88,7 +92,7 @@ def own_pids(config: StationConfig) -> frozenset[int]:
     return frozenset(child["pid"] for child in children.values() if child.get("pid"))
 
 
-def check_state_dir(config: StationConfig) -> Finding:
+def check_state_dir(config: "StationConfig") -> Finding:
     folder = config.state_dir
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     name = "state_dir"
@@ -96,7 +100,7 @@ def check_state_dir(config: StationConfig) -> Finding:
         return Finding(
             name,
             Level.ERROR,
-            f"state_dir: {folder} cannot be written by this user.",
+            f"{folder} cannot be written by this user.",
             f"Change the owner of {existing}, or set another state_dir.",
         )
     kind = filesystem(existing)
@@ -104,7 +108,7 @@ def check_state_dir(config: StationConfig) -> Finding:
         return Finding(
             name,
             Level.ERROR,
-            f"state_dir: {folder} lies on a network filesystem ({kind}).",
+            f"{folder} lies on a network filesystem ({kind}).",
             "Use a folder on a local disk; copy finished datasets away instead.",
         )
     free_gb = shutil.disk_usage(existing).free / GIB
@@ -112,10 +116,10 @@ def check_state_dir(config: StationConfig) -> Finding:
         return Finding(
             name,
             Level.WARNING,
-            f"state_dir: {folder} has {free_gb:.1f} GB free; recording needs {config.recording.min_free_gb:g} GB.",
+            f"{folder} has {free_gb:.1f} GB free; recording needs {config.recording.min_free_gb:g} GB.",
             "Free some space, or lower recording.min_free_gb.",
         )
-    return Finding(name, Level.OK, f"state_dir: {folder}, {free_gb:.0f} GB free ({kind})")
+    return Finding(name, Level.OK, f"{folder}, {free_gb:.0f} GB free ({kind})")
 
 
 def filesystem(path: Path) -> str:
@@ -130,7 +134,7 @@ def filesystem(path: Path) -> str:
     return kind
 
 
-def check_calibration(config: StationConfig) -> list[Finding]:
+def check_calibration(config: "StationConfig") -> list[Finding]:
     paths = config.paths
     files = {"follower": paths.follower_calibration, "leader": paths.leader_calibration}
     findings: list[Finding] = []
@@ -147,7 +151,7 @@ def check_calibration(config: StationConfig) -> list[Finding]:
     return findings
 
 
-def check_cameras(config: StationConfig) -> list[Finding]:
+def check_cameras(config: "StationConfig") -> list[Finding]:
     unknown = sorted({camera.type for camera in config.cameras.values()} - WELL_KNOWN_CAMERAS)
     known = known_camera_types() if unknown else ()
     findings: list[Finding] = []
@@ -158,7 +162,7 @@ def check_cameras(config: StationConfig) -> list[Finding]:
                 Finding(
                     where,
                     Level.ERROR,
-                    f"{where}.type: {camera.type!r} is no camera type that lerobot knows.",
+                    f"The type {camera.type!r} is no camera type that lerobot knows.",
                     f"Known are: {', '.join(known)}.",
                 )
             )
@@ -169,13 +173,13 @@ def check_cameras(config: StationConfig) -> list[Finding]:
                 Finding(
                     where,
                     Level.WARNING,
-                    f"{where}: {device} is not there.",
+                    f"{device} is not there.",
                     "Plug the camera in, or see `ls /dev/v4l/by-id/`. Until then nothing is recorded.",
                 )
             )
             continue
         size = f"{camera.width}x{camera.height} at {camera.fps} fps"
-        findings.append(Finding(where, Level.OK, f"{where}: {camera.view}, {camera.type}, {size}"))
+        findings.append(Finding(where, Level.OK, f"{camera.view}, {camera.type}, {size}"))
     return findings
 
 

@@ -32,12 +32,11 @@ def invocation() -> Invocation:
     return click.get_current_context().find_root().ensure_object(Invocation)
 
 
-def show_error(error: AgentError, as_json: bool) -> None:
+def show_error(error: AgentError, as_json: bool, also: Mapping[str, Any] | None = None) -> None:
     """One sentence that says what is wrong and one that says what to do; an object on stdout for programs."""
     if as_json:
-        typer.echo(
-            json.dumps({"ok": False, "code": error.code, "message": error.message, "hint": error.hint}),
-        )
+        about = {"ok": False, "code": error.code, "message": error.message, "hint": error.hint}
+        typer.echo(json.dumps({**about, **(also or {})}))
         return
     typer.secho(error.message, err=True, fg="red")
     if error.hint:

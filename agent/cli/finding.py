@@ -48,7 +48,7 @@ def show(findings: Sequence[Finding]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # never hide the end of a path
     for finding in findings:
         style = STYLES[finding.level]
         words = Text(finding.found)

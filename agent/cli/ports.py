@@ -5,9 +5,12 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.cli.finding import Finding, Level
-from agent.config import StationConfig
+
+if TYPE_CHECKING:
+    from agent.config import StationConfig
 
 MASTER = "/dev/ptmx"
 """Whoever has this open may be the one who made a pseudo-terminal: the other end, not a rival."""
@@ -57,7 +60,7 @@ def _command(process: Path) -> str:
     return words if len(words) <= 80 else f"{words[:77]}..."
 
 
-def check_ports(config: StationConfig, own_pids: frozenset[int] = frozenset()) -> list[Finding]:
+def check_ports(config: "StationConfig", own_pids: frozenset[int] = frozenset()) -> list[Finding]:
     """One finding an arm. `own_pids` are processes of this very station, which may hold its ports."""
     arms = {"follower": config.robot.follower}
     if config.robot.leader:
@@ -67,15 +70,15 @@ def check_ports(config: StationConfig, own_pids: frozenset[int] = frozenset()) -
 
 def _check_port(name: str, port: Path, own_pids: frozenset[int]) -> Finding:
     if not port.exists():
-        return Finding(name, Level.ERROR, f"{name}: the port {port} does not exist.", _what_is_there(), "missing")
+        return Finding(name, Level.ERROR, f"The port {port} does not exist.", _what_is_there(), "missing")
     if not stat.S_ISCHR(port.stat().st_mode):
-        return Finding(name, Level.ERROR, f"{name}: {port} is not a serial port.", _what_is_there(), "not-a-port")
+        return Finding(name, Level.ERROR, f"{port} is not a serial port.", _what_is_there(), "not-a-port")
     others = [holder for holder in holders(port) if holder.pid not in own_pids]
     if others:
         return Finding(
             name,
             Level.ERROR,
-            f"{name}: the port {port} is held by {', '.join(map(str, others))}.",
+            f"The port {port} is held by {', '.join(map(str, others))}.",
             "End that process: two programs on one servo bus make half of the reads fail.",
             "held",
         )
@@ -83,11 +86,11 @@ def _check_port(name: str, port: Path, own_pids: frozenset[int]) -> Finding:
         return Finding(
             name,
             Level.ERROR,
-            f"{name}: this user may not open the port {port}.",
+            f"This user may not open the port {port}.",
             "Run `sudo usermod -aG dialout $USER`, then log in again.",
             "permission",
         )
-    return Finding(name, Level.OK, f"{name}: {port}")
+    return Finding(name, Level.OK, str(port))
 
 
 def _what_is_there() -> str:

@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.command import Command, group, invocation
-from agent.config import check_task
+from agent.cli.command import Command, group, invocation, show_error
+from agent.errors import DeviceFault
 
 COMMIT_S: Final = 60.0
 """A commit takes 0.3 s; a full hour of video on a slow disk stays far below this."""
@@ -42,6 +42,8 @@ def start(
     ] = None,
 ) -> None:
     """Record one episode or several of one task. Needs a running teleop (or a policy)."""
+    from agent.config import check_task
+
     plan: dict[str, Any] = {"task": check_task(task), "episodes": episodes, "reset_s": reset_s}
     if episode_s is not None:
         plan["episode_s"] = episode_s
@@ -103,10 +105,22 @@ def rerecord() -> None:
 
 
 def _show_results(summary: dict[str, Any]) -> None:
+    """What became of every episode. Raises DeviceFault when the session ended before its plan did."""
+    problem = summary.pop("problem", "")
+    failure = DeviceFault(problem, "See `so-agent status`; committed episodes are kept.") if problem else None
     if invocation().json:
+        if failure:
+            show_error(failure, as_json=True, also=summary)
+            raise typer.Exit(failure.exit_code)
         invocation().show(summary, "")
         return
-    table = Table(title=f"{summary['task']}", title_justify="left", box=None, pad_edge=False)
+    Console().print(_table(summary))
+    if failure:
+        raise failure
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(title=str(summary["task"]), title_justify="left", box=None, pad_edge=False)
     for name in ("episode", "outcome", "frames", "repeats", "readable after", "reason"):
         table.add_column(name, justify="left" if name in ("outcome", "reason") else "right")
     for result in summary["results"]:
@@ -119,6 +133,4 @@ def _show_results(summary: dict[str, Any]) -> None:
             "-" if wait_s is None else f"{wait_s:.2f} s",
             result["reason"],
         )
-    Console().print(table)
-    if summary["problem"]:
-        typer.secho(summary["problem"], err=True, fg="red")
+    return table

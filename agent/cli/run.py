@@ -33,7 +33,7 @@ def run(
     problems = [check for check in check_ports(config) if check.is_error and not (wait and check.code == "missing")]
     if problems:
         raise BadInput(
-            " ".join(problem.found for problem in problems),
+            " ".join(f"{problem.name}: {problem.found}" for problem in problems),
             " ".join(dict.fromkeys(problem.remedy for problem in problems)) + " Or start with --wait.",
         )
     daemon.run(config)

@@ -1,0 +1,5 @@
+"""`python -m agent.cli` is `so-agent`."""
+
+from agent.cli import main
+
+main()

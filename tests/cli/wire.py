@@ -1,0 +1,97 @@
+"""The two sockets that the command line talks to, with known answers behind them."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from agent.api import local
+from agent.errors import BadInput
+from agent.messages import ArmCommand, ArmEstop, ArmReport, Drive
+from agent.transport import CommandServer
+
+type Answer = dict[str, Any] | Exception | Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Agent:
+    """Answers verbs on a Unix socket as the daemon would; `asked` keeps what was asked."""
+
+    def __init__(self, socket: Path, answers: dict[str, Answer]) -> None:
+        self.socket = socket
+        self.answers = answers
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.progress: list[dict[str, Any]] = []
+        self._loop = asyncio.new_event_loop()
+        self._stop: asyncio.Event | None = None
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        async with local.serve(self.socket, self._handle):
+            self._up.set()
+            await self._stop.wait()
+
+    async def _handle(self, verb: str, args: dict[str, Any], progress: local.Progress) -> dict[str, Any]:
+        self.asked.append((verb, args))
+        for event in self.progress:
+            await progress(event)
+        answer = self.answers.get(verb, BadInput(f"unexpected verb {verb}"))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(args) if callable(answer) else answer
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._stop
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+        self._loop.close()
+
+
+class Arm:
+    """Answers arm commands; `verified` says what the servos' read-back shows, one entry a question."""
+
+    def __init__(self, socket: Path, verified: list[bool | None]) -> None:
+        self._socket = socket
+        self._verified = verified
+        self.asked: list[ArmCommand] = []
+        self._stop = threading.Event()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        server: CommandServer[ArmCommand] = CommandServer(self._socket, ArmCommand)
+        self._up.set()
+        while not self._stop.is_set():
+            if request := server.receive(0.02):
+                envelope, command = request
+                self.asked.append(command)
+                verified = self._verified.pop(0) if len(self._verified) > 1 else self._verified[0]
+                server.reply(envelope, report(verified))
+        server.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    @property
+    def stops(self) -> list[ArmEstop]:
+        return [command for command in self.asked if isinstance(command, ArmEstop)]
+
+
+def report(verified: bool | None) -> ArmReport:
+    return ArmReport(
+        at_ns=1, pid=1, drive=Drive.ESTOP, reason="hand in the way", bus_connected=True, leader_connected=True,
+        estop_verified=verified,
+    )  # fmt: skip
