@@ -1,10 +1,9 @@
 """`check-config`: would a station with this configuration work on this machine, right now?"""
 
+import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -24,11 +23,8 @@ NETWORK_FILESYSTEMS: Final = frozenset(
 )
 """Where rename and flock do not promise what the journal and the lock rely on."""
 
-WELL_KNOWN_CAMERAS: Final = frozenset({"opencv", "zmq"})
-"""Types that every lerobot has. Any other is looked up in lerobot itself, which takes seconds to import."""
-
-LOOKUP_S: Final = 120.0
-"""lerobot imports in 4 s on a desktop and in half a minute on a small board with a cold disk."""
+OWN_ANSWER_S: Final = 1.0
+"""Both answer within milliseconds unless they hang, and then their ports count as held."""
 
 GIB: Final = 1024**3
 
@@ -80,16 +76,22 @@ def check(config: "StationConfig") -> list[Finding]:
 
 
 def own_pids(config: "StationConfig") -> frozenset[int]:
-    """The processes of this station, if its agent runs: they hold the ports rightly."""
+    """The processes of this station, which hold its ports rightly: the running agent's children, or the arm
+    process that an agent which was killed left holding the arm and that the next one takes over."""
     from agent.api.local import Client
+    from agent.messages import ArmQuery, ArmReply, ArmReport
+    from agent.transport import CommandClient
 
-    if not answers(config.paths.agent_socket):
-        return frozenset()
-    try:
-        children = Client(config.paths.agent_socket).call("status", timeout_s=2.0).get("children") or {}
-    except AgentError:
-        return frozenset()
-    return frozenset(child["pid"] for child in children.values() if child.get("pid"))
+    pids: set[int] = set()
+    if answers(config.paths.agent_socket):
+        with contextlib.suppress(AgentError):
+            status = Client(config.paths.agent_socket).call("status", timeout_s=OWN_ANSWER_S)
+            pids |= {child["pid"] for child in (status.get("children") or {}).values() if child.get("pid")}
+    if answers(config.paths.arm_ctl):
+        client: CommandClient[ArmReport] = CommandClient(config.paths.arm_ctl, ArmReply)
+        with contextlib.suppress(AgentError):
+            pids.add(client.ask(ArmQuery(), OWN_ANSWER_S).pid)
+    return frozenset(pids)
 
 
 def check_state_dir(config: "StationConfig") -> Finding:
@@ -152,18 +154,19 @@ def check_calibration(config: "StationConfig") -> list[Finding]:
 
 
 def check_cameras(config: "StationConfig") -> list[Finding]:
-    unknown = sorted({camera.type for camera in config.cameras.values()} - WELL_KNOWN_CAMERAS)
-    known = known_camera_types() if unknown else ()
+    from agent.robot.camera_types import known_types
+
+    known = known_types()
     findings: list[Finding] = []
     for name, camera in config.cameras.items():
         where = f"cameras.{name}"
-        if camera.type in unknown and camera.type not in known:
+        if camera.type not in known:
             findings.append(
                 Finding(
                     where,
                     Level.ERROR,
                     f"The type {camera.type!r} is no camera type that lerobot knows.",
-                    f"Known are: {', '.join(known)}.",
+                    f"Known are: {', '.join(sorted(known))}.",
                 )
             )
             continue
@@ -181,17 +184,3 @@ def check_cameras(config: "StationConfig") -> list[Finding]:
         size = f"{camera.width}x{camera.height} at {camera.fps} fps"
         findings.append(Finding(where, Level.OK, f"{camera.view}, {camera.type}, {size}"))
     return findings
-
-
-def known_camera_types() -> tuple[str, ...]:
-    """Asked of lerobot in a process of its own, because it imports torch."""
-    code = "from agent.robot.camera import known_types; print('\\n'.join(known_types()))"
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=LOOKUP_S, check=True
-        )
-    except subprocess.SubprocessError as error:
-        raise AgentError(
-            f"lerobot could not be asked for its camera types: {error}.", "Run `so-agent doctor`."
-        ) from error
-    return tuple(answer.stdout.split())

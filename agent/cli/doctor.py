@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -20,7 +20,7 @@ from agent.cli.command import Command, invocation
 from agent.cli.finding import Finding, Level, show, worst
 from agent.cli.locate import answers
 from agent.cli.ports import check_ports
-from agent.errors import AgentError, BadInput, DeviceFault, NotRunning
+from agent.errors import BadInput, DeviceFault, NotRunning
 
 if TYPE_CHECKING:
     from agent.config import StationConfig
@@ -62,15 +62,8 @@ def examine(config: "StationConfig | None") -> Iterator[Finding]:
         return
     yield check_state_dir(config)
     yield from check_ports(config, own_pids(config))
-    yield from _guarded("cameras", lambda: check_cameras(config))
+    yield from check_cameras(config)
     yield _running(config)
-
-
-def _guarded(name: str, examine_it: Callable[[], list[Finding]]) -> list[Finding]:
-    try:
-        return examine_it()
-    except AgentError as error:
-        return [Finding(name, Level.ERROR, error.message, error.hint)]
 
 
 def _python() -> Finding:

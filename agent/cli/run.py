@@ -27,14 +27,19 @@ def run(
 ) -> None:
     """Run the agent of one station in this terminal until Ctrl-C; the arm is parked before it ends."""
     from agent import daemon
+    from agent.cli.check import check_cameras, own_pids
     from agent.cli.ports import check_ports
 
     config = invocation().load()
-    problems = [check for check in check_ports(config) if check.is_error and not (wait and check.code == "missing")]
+    findings = [*check_ports(config, own_pids(config)), *check_cameras(config)]
+    problems = [finding for finding in findings if finding.is_error and not (wait and finding.code == "missing")]
     if problems:
+        remedies = list(dict.fromkeys(problem.remedy for problem in problems))
+        if any(problem.code == "missing" for problem in problems):
+            remedies.append("Or start with --wait, which waits until it appears.")
         raise BadInput(
             " ".join(f"{problem.name}: {problem.found}" for problem in problems),
-            " ".join(dict.fromkeys(problem.remedy for problem in problems)) + " Or start with --wait.",
+            " ".join(remedies),
         )
     daemon.run(config)
 

@@ -22,13 +22,13 @@ class Agent:
         self.answers = answers
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.progress: list[dict[str, Any]] = []
-        self._loop = asyncio.new_event_loop()
-        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
         self._up = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
     async def _serve(self) -> None:
-        self._stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         async with local.serve(self.socket, self._handle):
             self._up.set()
             await self._stop.wait()
@@ -48,17 +48,17 @@ class Agent:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._stop
+        assert self._loop
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
-        self._loop.close()
 
 
 class Arm:
     """Answers arm commands; `verified` says what the servos' read-back shows, one entry a question."""
 
-    def __init__(self, socket: Path, verified: list[bool | None]) -> None:
+    def __init__(self, socket: Path, verified: list[bool | None], pid: int = 1) -> None:
         self._socket = socket
+        self._pid = pid
         self._verified = verified
         self.asked: list[ArmCommand] = []
         self._stop = threading.Event()
@@ -73,7 +73,7 @@ class Arm:
                 envelope, command = request
                 self.asked.append(command)
                 verified = self._verified.pop(0) if len(self._verified) > 1 else self._verified[0]
-                server.reply(envelope, report(verified))
+                server.reply(envelope, report(verified, self._pid))
         server.close()
 
     def __enter__(self) -> Self:
@@ -90,8 +90,8 @@ class Arm:
         return [command for command in self.asked if isinstance(command, ArmEstop)]
 
 
-def report(verified: bool | None) -> ArmReport:
+def report(verified: bool | None, pid: int) -> ArmReport:
     return ArmReport(
-        at_ns=1, pid=1, drive=Drive.ESTOP, reason="hand in the way", bus_connected=True, leader_connected=True,
+        at_ns=1, pid=pid, drive=Drive.ESTOP, reason="hand in the way", bus_connected=True, leader_connected=True,
         estop_verified=verified,
     )  # fmt: skip
