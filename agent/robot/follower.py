@@ -4,7 +4,7 @@ Made anew after every failure of the port; nothing here remembers an earlier con
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from agent.config import StationConfig
@@ -13,7 +13,7 @@ from agent.messages import JOINTS, Joints
 from agent.robot.bus import ServoBus
 from agent.robot.calibration import COUNTS_PER_DEGREE, Match, Scale
 from agent.robot.port import NoReply
-from agent.robot.registers import SERVO_IDS, Live
+from agent.robot.registers import Live
 from agent.robot.safety import Limits
 
 OUTSIDE_COUNTS: Final = round(3.0 * COUNTS_PER_DEGREE)
@@ -135,12 +135,11 @@ class Follower:
         self._bus.set_torque(name, on=True)
         self.torque_on[name] = True
 
-    def release(self) -> None:
-        """Torque off everywhere, verified. Raises DeviceFault naming the servos that could not be released."""
+    def release(self) -> list[str]:
+        """Torque off everywhere, verified. Returns the joints that are not proved to be released."""
         failed = self._bus.release()
-        self.torque_on = {name: self.torque_on[name] and name in failed for name in JOINTS}
-        if failed:
-            raise DeviceFault(f"Could not release {_servos(failed)}.", "Hold the arm and switch its power off.")
+        self.torque_on = {name: name in failed for name in JOINTS}
+        return failed
 
     def stop(self) -> list[str]:
         """E-stop, holding: every goal becomes the present position, torque stays. Returns the servos unproved."""
@@ -165,12 +164,6 @@ class Follower:
                     found[name] = self._bus.live_of(name, tries=2)
             return found
 
-    def drop(self) -> list[str]:
-        """E-stop, limp: torque off everywhere. Returns the servos that are not proved to be off."""
-        failed = self._bus.release()
-        self.torque_on = {name: name in failed for name in JOINTS}
-        return failed
-
     def refresh(self) -> None:
         """Take over goals and torque as the servos have them now. Raises NoReply."""
         live = self._bus.live()
@@ -180,7 +173,3 @@ class Follower:
     def command(self) -> Joints | None:
         """The pose that the goal registers stand for; None without a valid calibration."""
         return self.scale.to_units(self.goals) if self.scale else None
-
-
-def _servos(names: Iterable[str]) -> str:
-    return ", ".join(f"{name} (id {SERVO_IDS[name]})" for name in names)

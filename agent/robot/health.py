@@ -6,8 +6,8 @@ from typing import Final
 
 from agent.clock import nanoseconds
 from agent.config import Safety as SafetyConfig
-from agent.messages import JOINTS, ServoHealth
-from agent.robot.calibration import COUNTS_PER_DEGREE, GRIPPER
+from agent.messages import JOINTS, Joints, Limit, ServoHealth
+from agent.robot.calibration import COUNTS_PER_DEGREE, GRIPPER, joints
 from agent.robot.registers import SERVO_IDS, STATUS_HEAT, STATUS_OVERLOAD, STATUS_VOLTAGE, Live
 
 ALARMS: Final = {1: "voltage", 2: "angle sensor", 4: "overheated", 8: "overcurrent", 32: "overload"}
@@ -15,6 +15,9 @@ ALARMS: Final = {1: "voltage", 2: "angle sensor", 4: "overheated", 8: "overcurre
 
 STILL_COUNTS: Final = round(1.0 * COUNTS_PER_DEGREE)
 """A joint that has not left this range is not moving."""
+
+GRIP_RELIEF_PCT: Final = 5.0
+"""How far an overloaded gripper's goal may be from where it is: enough to keep a grip."""
 
 
 def alarm_words(bits: int) -> tuple[str, ...]:
@@ -81,6 +84,14 @@ class Health:
                 low.append(name)
         gripper = bool(self._servos[GRIPPER].bits & STATUS_OVERLOAD)
         return Verdict(tuple(hot), tuple(stalled), tuple(low), gripper)
+
+    def relieve(self, action: Joints, measured: Joints) -> tuple[Joints, tuple[Limit, ...]]:
+        """The action with the gripper's goal no further from where it is than a grip needs."""
+        wanted, here = action[-1], measured[-1]
+        eased = min(max(wanted, here - GRIP_RELIEF_PCT), here + GRIP_RELIEF_PCT)
+        if eased == wanted:
+            return action, ()
+        return joints([*action[:-1], eased]), (Limit(GRIPPER, "load", wanted, eased),)
 
     def servos(self) -> tuple[ServoHealth, ...]:
         return tuple(self._health(name, servo) for name, servo in self._servos.items())

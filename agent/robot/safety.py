@@ -36,6 +36,11 @@ class Limits:
         )
 
 
+def clamp(pose: Joints, limits: Limits) -> Joints:
+    """The nearest pose within the range."""
+    return joints([min(max(v, low), high) for v, low, high in zip(pose, limits.low, limits.high, strict=True)])
+
+
 def filter_action(
     requested: Sequence[float], previous: Joints, limits: Limits, dt_s: float
 ) -> tuple[Joints, tuple[Limit, ...]]:

@@ -9,7 +9,7 @@ def approach(current: Joints, target: Joints, speed: float, dt_s: float) -> Join
 
     Stateless: the target may move between calls, as a leader's pose does.
     """
-    remaining_s = max(abs(b - a) for a, b in zip(current, target, strict=True)) / speed
+    remaining_s = duration_s(current, target, speed)
     if remaining_s <= dt_s:
         return target
     share = dt_s / remaining_s
@@ -18,4 +18,9 @@ def approach(current: Joints, target: Joints, speed: float, dt_s: float) -> Join
 
 def duration_s(current: Joints, target: Joints, speed: float) -> float:
     """How long `approach` takes from one pose to the other."""
-    return max(abs(b - a) for a, b in zip(current, target, strict=True)) / speed
+    return distance(current, target) / speed
+
+
+def distance(a: Joints, b: Joints) -> float:
+    """The largest difference of any joint."""
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
