@@ -3,9 +3,7 @@
 import contextlib
 import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,43 +17,12 @@ from agent.messages import RecorderQuery, RecorderReply, RecorderReport, Recorde
 from agent.robot.recording.process import main
 from agent.telemetry import configure
 from agent.transport import CommandClient
+from tests.recording.forking import ended, forked
 
 TWO_CAMERAS = {
     "wrist": {"view": "OBS_IMAGE_2", "type": "zmq", "width": 96, "height": 64},
     "front": {"view": "OBS_IMAGE_1", "type": "zmq", "width": 128, "height": 96},
 }
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Run `work` in a child; returns its pid."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        work()
-        status = 0
-    except SystemExit as leaving:
-        status = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:  # noqa: BLE001 - the edge of a process: printed, then it ends
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def ended(pid: int, within_s: float = 10) -> int:
-    """Exit status of a child, -N for signal N. Fails the test when it does not end in time."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    pytest.fail(f"process {pid} did not end within {within_s} s")
 
 
 class RecorderProcess:
