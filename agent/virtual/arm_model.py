@@ -153,10 +153,10 @@ def _boxes(lateral: float, jaw_y: float, shoulder_drop: float) -> tuple[Box, ...
 
 SHAPES: Final[dict[ArmModel, ArmShape]] = {
     "so101": ArmShape(
-        (1.0, 0.82, 0.12, 1.0), _SO101_LINKS, _boxes(0.0183, 0.0178, 0.0), tip=(0.101, 0, -0.009), grasp=(0.088, 0, 0.0)
+        (1.0, 0.82, 0.12, 1.0), _SO101_LINKS, _boxes(0.0183, 0.0178, 0.0), tip=(0.101, 0, -0.009), grasp=(0.088, 0, 0.006)
     ),
     "so100": ArmShape(
-        (1.0, 0.331, 0.0, 1.0), _SO100_LINKS, _boxes(0.0, 0.0, 0.046), tip=(0.101, 0, -0.009), grasp=(0.088, 0, 0.0)
+        (1.0, 0.331, 0.0, 1.0), _SO100_LINKS, _boxes(0.0, 0.0, 0.046), tip=(0.101, 0, -0.009), grasp=(0.088, 0, 0.006)
     ),
 }
 

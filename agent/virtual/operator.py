@@ -1,0 +1,282 @@
+"""A scripted person at the leader arm: smooth, at human speed, over and over, from a seed."""
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+
+from agent.errors import BadInput, Refused
+from agent.messages import JOINTS, Joints
+from agent.virtual.arm import VirtualArm, move
+from agent.virtual.arm_model import RANGE_DEG
+from agent.virtual.dynamics import Dynamics
+from agent.virtual.kinematics import Kinematics
+from agent.virtual.scene import CUBE_HALF_M, DISC_RADIUS_M
+
+PEAK_SPEED: Final = 85.0  # degrees (or percent of the gripper) a second: an unhurried hand
+PEAK_OVER_MEAN: Final = 1.875  # of the minimum-jerk profile 10t^3 - 15t^4 + 6t^5
+SHORTEST_MOVE_S: Final = 0.4
+PACE_S: Final = 0.25  # how long the hand takes to stop or to start again
+WAYPOINT_M: Final = 0.01  # straight lines are followed this finely
+HOVER_M: Final = 0.09
+TOUCH_M: Final = 0.006
+PUSH_M: Final = 0.012  # fingertip height while pushing: below the middle of the cube
+STAND_OFF_M: Final = 0.045  # where a push begins, behind the cube
+GRASP_M: Final = 0.022
+OPEN_PCT: Final = 50.0
+CLOSED_PCT: Final = 2.0
+PATH_CHECKS: Final = 12
+AT_REST_DEG: Final = 3.0
+PICK_PITCHES_DEG: Final = (85.0, 75.0, 65.0, 55.0)  # steepest first: the further out, the flatter
+
+REST: Final[Joints] = (0.0, -90.0, 88.0, 60.0, 0.0, 5.0)
+READY: Final[Joints] = (0.0, -35.0, 45.0, 65.0, 0.0, 5.0)
+
+
+class Task(StrEnum):
+    TOUCH = "touch"  # a fingertip to the middle of the disc
+    PUSH = "push"  # the cube along the table onto the disc
+    PICK = "pick"  # the cube through the air onto the disc
+    MIXED = "mixed"  # touch and push in turn
+
+
+@dataclass(frozen=True)
+class Move:
+    """Through these poses, starting where the hand is, then wait."""
+
+    name: str
+    poses: tuple[Joints, ...]
+    dwell_s: float = 0.2
+
+
+class _Motion:
+    """One move under way: minimum jerk along the path, so that joints start and stop softly."""
+
+    def __init__(self, start: Joints, planned: Move) -> None:
+        self.name = planned.name
+        self._path = np.array([start, *planned.poses])
+        lengths = np.abs(np.diff(self._path, axis=0)).max(axis=1)
+        self._marks = np.concatenate([[0.0], np.cumsum(lengths)])
+        self._moving_s = max(SHORTEST_MOVE_S, PEAK_OVER_MEAN * float(self._marks[-1]) / PEAK_SPEED)
+        self._total_s = self._moving_s + planned.dwell_s
+        self._at_s = 0.0
+
+    def advance(self, dt_s: float) -> None:
+        self._at_s += dt_s
+
+    @property
+    def over(self) -> bool:
+        return self._at_s >= self._total_s
+
+    def pose(self) -> Joints:
+        share = min(1.0, self._at_s / self._moving_s)
+        along = (10 * share**3 - 15 * share**4 + 6 * share**5) * self._marks[-1]
+        pan, lift, elbow, flex, roll, grip = (
+            float(np.interp(along, self._marks, self._path[:, joint])) for joint in range(6)
+        )
+        return pan, lift, elbow, flex, roll, grip
+
+
+class Operator:
+    """Moves the leader. A plant: `step` it in real time. Commands may come from another thread.
+
+    A hand yields to a motor: while the leader's torque is on, its servos follow their goals; when it goes off the
+    hand starts a new cycle from wherever the arm is.
+    """
+
+    def __init__(self, leader: VirtualArm, dynamics: Dynamics, seed: int = 0, task: Task = Task.MIXED) -> None:
+        self._leader = leader
+        self._dynamics = dynamics
+        self._kinematics = Kinematics(dynamics.scene)
+        self._lock = threading.Lock()
+        self._seed = seed
+        self._pace = 0.0
+        self._motion: _Motion | None = None
+        self._script: Iterator[Move] = iter(())
+        self._errand: Callable[[], Iterator[Move]] | None = None
+        self.paused = False
+        self.task = task
+        self.cycles = 0  # finished
+        self.skipped = 0  # objects that lay out of reach
+        leader.set_joints_deg(REST)
+
+    @property
+    def doing(self) -> str:
+        return self._motion.name if self._motion else "waiting"
+
+    def pause(self) -> None:
+        """Stop where the hand is, within PACE_S."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Go on; after a commanded pose with a new cycle."""
+        with self._lock:
+            self._errand = None
+            self.paused = False
+
+    def set_task(self, task: Task) -> None:
+        """From the next cycle on."""
+        self.task = task
+
+    def go_to(self, pose: Sequence[float]) -> None:
+        """Move to a pose and stay there until `resume`. Raises BadInput when an arm would hit the table or its stops."""
+        if len(pose) != len(JOINTS) or not all(math.isfinite(value) for value in pose):
+            raise BadInput(f"A pose has {len(JOINTS)} numbers.", f"Give {', '.join(JOINTS)}.")
+        wanted: Joints = tuple(float(value) for value in pose)  # type: ignore[assignment]
+        for index, name in enumerate(JOINTS):
+            low, high = (0, 100) if name == "gripper" else RANGE_DEG[index]
+            if not low <= wanted[index] <= high:
+                raise BadInput(f"{name} cannot go to {wanted[index]:g}.", f"Its range is {low:g} to {high:g}.")
+        with self._lock:
+            if self._lowest_between(self._leader.joints_deg(), wanted) <= 0:
+                raise BadInput("On its way to that pose the arm would hit the table.", "Raise it, or go there in steps.")
+            self._errand = lambda: iter([Move("to the commanded pose", (wanted,))])
+            self._script, self._motion = self._errand(), None
+            self.paused = False
+
+    def step(self, dt_s: float) -> None:
+        with self._lock:
+            with self._leader.locked() as servos:
+                held = any(servo.driving for servo in servos)
+                if held:
+                    for servo in servos:
+                        move(servo, dt_s)
+                for servo in servos:
+                    servo.advance(dt_s)
+            if held:
+                self._script, self._motion = iter(()), None
+                return
+            towards = 0.0 if self.paused else 1.0
+            change = dt_s / PACE_S
+            self._pace += max(-change, min(change, towards - self._pace))
+            if self._pace > 0:
+                self._continue(dt_s * self._pace, dt_s)
+
+    def _continue(self, share_s: float, dt_s: float) -> None:
+        if self._motion is None or self._motion.over:
+            planned = next(self._script, None)
+            if planned is None:
+                if self._errand is not None:
+                    self._motion = None
+                    return
+                self._script = self._cycle()
+                planned = next(self._script)
+            self._motion = _Motion(self._leader.joints_deg(), planned)
+        self._motion.advance(share_s)
+        pose = self._motion.pose()
+        with self._leader.locked() as servos:
+            for index, servo in enumerate(servos):
+                to = self._leader.scale.to_counts(index, pose[index])
+                servo.velocity = (to - servo.position) / dt_s
+                servo.position = to
+
+    def _cycle(self) -> Iterator[Move]:
+        """Rest, do the task, rest; then the table is laid anew."""
+        if max(abs(a - b) for a, b in zip(self._leader.joints_deg(), REST, strict=True)) > AT_REST_DEG:
+            yield Move("to rest", (READY, REST) if self._is_low() else (REST,))
+        task = self.task
+        if task is Task.MIXED:
+            task = (Task.TOUCH, Task.PUSH)[self.cycles % 2]
+        yield Move("getting ready", (READY,))
+        acts = {Task.TOUCH: self._touch, Task.PUSH: self._push, Task.PICK: self._pick}
+        yield from acts[task]()
+        yield Move("going back", (READY, REST), dwell_s=0.6)
+        self.cycles += 1
+        self._dynamics.scatter(self._seed + self.cycles)
+
+    def _is_low(self) -> bool:
+        return self._kinematics.lowest_m(self._leader.joints_deg()) < HOVER_M / 2
+
+    def _touch(self) -> Iterator[Move]:
+        disc = self._dynamics.scene.discs[self.cycles % len(self._dynamics.scene.discs)]
+        x, y, _ = self._dynamics.objects()[disc]
+        down = self._line((x, y, HOVER_M), (x, y, TOUCH_M))
+        if not down:
+            return
+        yield Move(f"over the {disc}", down[:1])
+        yield Move(f"onto the {disc}", down[1:], dwell_s=0.5)
+        yield Move("lifting", down[::-1])
+
+    def _push(self) -> Iterator[Move]:
+        scene, objects = self._dynamics.scene, self._dynamics.objects()
+        cube, disc = scene.cubes[self.cycles % len(scene.cubes)], scene.discs[self.cycles % len(scene.discs)]
+        (cx, cy, _), (dx, dy, _) = objects[cube], objects[disc]
+        apart = math.hypot(dx - cx, dy - cy)
+        ux, uy = (dx - cx) / max(apart, 1e-6), (dy - cy) / max(apart, 1e-6)
+        behind = (cx - STAND_OFF_M * ux, cy - STAND_OFF_M * uy)
+        # The finger stops short of the disc's middle by half a cube: then the cube lies on it.
+        stop = (dx - CUBE_HALF_M * ux, dy - CUBE_HALF_M * uy)
+        down = self._line((*behind, HOVER_M), (*behind, PUSH_M))
+        along = self._line((*behind, PUSH_M), (*stop, PUSH_M))
+        up = self._line((*stop, PUSH_M), (*stop, HOVER_M))
+        if not (down and along and up):
+            yield from self._touch()  # that push is out of reach
+            return
+        yield Move(f"behind the {cube}", down[:1])
+        yield Move("down", down[1:])
+        yield Move(f"pushing the {cube} to the {disc}", along[1:], dwell_s=0.4)
+        yield Move("lifting", up[1:])
+
+    def _pick(self) -> Iterator[Move]:
+        scene, objects = self._dynamics.scene, self._dynamics.objects()
+        cube, disc = scene.cubes[self.cycles % len(scene.cubes)], scene.discs[self.cycles % len(scene.discs)]
+        yaw = self._dynamics.object_yaw(cube)
+        fetch = self._over_and_down(objects[cube], yaw)
+        put = self._over_and_down(objects[disc], yaw)
+        if not (fetch and put):
+            self.skipped += 1
+            yield from self._touch()
+            return
+        (above, at), (over, on) = fetch, put
+        yield Move(f"over the {cube}", (above,))
+        yield Move(f"down to the {cube}", (at,))
+        yield Move("closing", (_gripping(at),), dwell_s=0.4)
+        yield Move("lifting", (_gripping(above),))
+        yield Move(f"over the {disc}", (_gripping(over),))
+        yield Move("down", (_gripping(on),))
+        yield Move("letting go", (on,), dwell_s=0.3)
+        yield Move("lifting", (over,))
+
+    def _over_and_down(self, place: tuple[float, float, float], yaw: float) -> tuple[Joints, Joints] | None:
+        """A pose above a place and one at it, jaws open and along the sides of a cube turned by `yaw`."""
+        x, y, _ = place
+        for pitch in PICK_PITCHES_DEG:
+            found = []
+            for height in (HOVER_M, GRASP_M):
+                straight = self._kinematics.solve((x, y, height), pitch_deg=pitch, site="grasp")
+                roll = (math.degrees(yaw) + (straight[0] if straight else 0.0) + 45) % 90 - 45
+                pose = self._kinematics.solve(
+                    (x, y, height), pitch_deg=pitch, roll_deg=roll, gripper_pct=OPEN_PCT, site="grasp"
+                )
+                if pose and self._kinematics.lowest_m(pose) > 0:
+                    found.append(pose)
+            if len(found) == 2:
+                return found[0], found[1]
+        return None
+
+    def _line(self, start: tuple[float, float, float], end: tuple[float, float, float]) -> tuple[Joints, ...]:
+        """Poses along a straight line of the fingertip; empty when part of it is out of reach."""
+        steps = max(1, math.ceil(math.dist(start, end) / WAYPOINT_M))
+        poses = []
+        for share in np.linspace(0, 1, steps + 1):
+            x, y, z = (float(a + (b - a) * share) for a, b in zip(start, end, strict=True))
+            pose = self._kinematics.reach((x, y, z))
+            if pose is None:
+                self.skipped += 1
+                return ()
+            poses.append(pose)
+        return tuple(poses)
+
+    def _lowest_between(self, start: Joints, end: Joints) -> float:
+        shares = np.linspace(0, 1, PATH_CHECKS)
+        between = [tuple(a + (b - a) * float(share) for a, b in zip(start, end, strict=True)) for share in shares]
+        return min(self._kinematics.lowest_m(pose) for pose in between)  # type: ignore[arg-type]
+
+
+def _gripping(pose: Joints) -> Joints:
+    return (*pose[:5], CLOSED_PCT)
