@@ -12,6 +12,7 @@ from agent.messages import Joints
 from agent.virtual.bus import ServoBus, WireLog
 from agent.virtual.calibration import Calibration, JointScale, default_calibration, servos
 from agent.virtual.faults import Faults
+from agent.virtual.realtime import run_like_hardware
 from agent.virtual.serial_port import PtyPort
 from agent.virtual.servo import MAX_SPEED_COUNTS_S, Servo
 
@@ -70,17 +71,26 @@ class PlantThread:
         self._step_s = step_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plant", daemon=True)
+        self._started_s = 0.0
         self.simulated_s = 0.0
         self.given_up_s = 0.0  # real time that was not simulated because the host was too slow
 
     def start(self) -> None:
+        self._started_s = time.monotonic()
         self._thread.start()
+
+    @property
+    def real_time_factor(self) -> float:
+        """Simulated over real seconds since the start; 1 unless the host is too slow."""
+        return self.simulated_s / max(self._step_s, time.monotonic() - self._started_s)
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(JOIN_S)
+        if self._thread.ident is not None:
+            self._thread.join(JOIN_S)
 
     def _run(self) -> None:
+        run_like_hardware()
         due = time.monotonic()
         while not self._stop.is_set():
             for plant in self._plants:

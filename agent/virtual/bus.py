@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -16,6 +16,9 @@ RETURN_DELAY_STEP_S: Final = 2e-6
 WIRE_LOG_PACKETS: Final = 500_000  # an hour and a half at 100 Hz; older packets fall out
 _HEADER: Final = b"\xff\xff"
 _SHORTEST: Final = 6
+
+type Goals = tuple[tuple[int, int], ...]
+"""Servo id and raw goal, for every goal of one packet."""
 
 
 class Instruction(IntEnum):
@@ -50,12 +53,15 @@ class WireLog:
     """Every goal position written to the bus, packet by packet, whether or not a servo listened."""
 
     def __init__(self) -> None:
-        self._packets: deque[tuple[int, tuple[tuple[int, int], ...]]] = deque(maxlen=WIRE_LOG_PACKETS)
+        self._packets: deque[tuple[int, Goals]] = deque(maxlen=WIRE_LOG_PACKETS)
         self.count = 0  # packets with goals so far
+        self.sink: Callable[[int, Goals], None] | None = None  # also told of every packet
 
-    def append(self, at_ns: int, goals: Sequence[tuple[int, int]]) -> None:
-        self._packets.append((at_ns, tuple(goals)))
+    def append(self, at_ns: int, goals: Goals) -> None:
+        self._packets.append((at_ns, goals))
         self.count += 1
+        if self.sink:
+            self.sink(at_ns, goals)
 
     def packets(self) -> list[tuple[int, dict[int, int]]]:
         """(time in ns, servo id -> raw goal) of every logged packet, oldest first."""
@@ -212,4 +218,4 @@ class ServoBus:
             return
         goals = [(servo_id, data[first] | data[first + 1] << 8) for servo_id, data in writes if len(data) > first + 1]
         if goals:
-            self.goals.append(time.monotonic_ns(), goals)
+            self.goals.append(time.monotonic_ns(), tuple(goals))

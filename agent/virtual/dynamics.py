@@ -15,8 +15,8 @@ from agent.virtual.servo import Servo
 STALL_DAMPING: Final = 1e4  # a blocked joint: even stall torque turns it by less than 0.02 degrees a second
 
 LOAD_FILTER_S: Final = 0.1
-"""Present_Load is a mean of the motor's duty. The stiff fitted gains make the instantaneous force jump from stop to stop
-at every new goal; only its mean says what the joint carries."""
+"""Present_Load is a mean of the motor's duty. The stiff fitted gains make the momentary force jump from stop to stop at
+every new goal; only its mean says what the joint carries."""
 
 
 class Dynamics:

@@ -1,5 +1,7 @@
 """Inverse kinematics by damped least squares on the MuJoCo model, and the heights that keep an arm off its table."""
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 import mujoco
@@ -9,14 +11,18 @@ from numpy.typing import NDArray
 from agent.messages import Joints
 from agent.virtual.scene import SceneModel, from_radians, to_radians
 
-ITERATIONS: Final = 200
-DAMPING: Final = 0.02
+ITERATIONS: Final = 100
+DAMPING: Final = 4e-6  # in m^2 per rad^2: joints near a straight arm must not whip
+PROGRESS: Final = 0.98
+PATIENCE: Final = 8  # steps without progress: out of reach
 POSITION_TOLERANCE_M: Final = 0.001
 PITCH_TOLERANCE: Final = 0.01  # of the pointing direction's height
 PITCH_WEIGHT_M: Final = 0.1  # one unit of pointing direction counts like this many metres
 STEP_RAD: Final = 0.2
 START: Final[Joints] = (0.0, 0.0, 20.0, 60.0, 0.0, 5.0)
-CLEARANCE_M: Final = 0.003
+CLEARANCE_M: Final = 0.002
+WAYPOINT_M: Final = 0.01
+PITCHES_DEG: Final = (90.0, 80.0, 70.0, 60.0, 50.0)  # below the horizon; steepest first: jaws reach in from above
 
 type Point = tuple[float, float, float]
 
@@ -29,6 +35,13 @@ class Kinematics:
         self._model = scene.model
         self._data = mujoco.MjData(scene.model)
         self._low, self._high = scene.model.jnt_range[:6].T + np.array([[0.01], [-0.01]])
+        self._jacobian, self._rotation = np.zeros((3, scene.model.nv)), np.zeros((3, scene.model.nv))
+        hand = {scene.model.body(name).id for name in ("wrist", "gripper", "jaw")}
+        self._hand = [
+            geom
+            for geom in range(scene.model.ngeom)
+            if scene.model.geom_contype[geom] and scene.model.geom_bodyid[geom] in hand
+        ]
         self._moving = scene.joint_dof[:4]  # pan, lift, elbow, wrist pitch: four joints for place and pitch
 
     def forward(self, joints: Joints, site: str = "tip") -> Point:
@@ -40,12 +53,9 @@ class Kinematics:
     def lowest_m(self, joints: Joints) -> float:
         """Height of the lowest solid corner of wrist, gripper and jaw above the table."""
         self._set(to_radians(np.array(joints)))
-        lowest = np.inf
-        for geom in range(self._model.ngeom):
-            if self._model.geom_contype[geom] and self._model.geom_bodyid[geom] in self._hand_bodies():
-                up = np.abs(self._data.geom_xmat[geom].reshape(3, 3)[2])
-                lowest = min(lowest, self._data.geom_xpos[geom][2] - float(up @ self._model.geom_size[geom]))
-        return float(lowest)
+        up = np.abs(self._data.geom_xmat[self._hand].reshape(-1, 3, 3)[:, 2])
+        below = (up * self._model.geom_size[self._hand]).sum(axis=1)
+        return float((self._data.geom_xpos[self._hand][:, 2] - below).min())
 
     def solve(
         self,
@@ -61,36 +71,58 @@ class Kinematics:
         angles = to_radians(np.array([*start[:4], roll_deg, gripper_pct]))
         angles[0] = np.clip(-np.arctan2(target[1], target[0] - self._pan_x()), self._low[0], self._high[0])
         height = -np.sin(np.radians(pitch_deg))
-        jacobian, rotation = np.zeros((3, self._model.nv)), np.zeros((3, self._model.nv))
-        site_id = self._data.site(site).id
+        site_id, gripper = self._data.site(site).id, self._data.body("gripper").id
+        place = self._data.site_xpos[site_id]
+        forward = self._data.xmat[gripper].reshape(3, 3)[:, 0]
+        best, since = np.inf, 0
         for _ in range(ITERATIONS):
             self._set(angles)
-            points = self._data.body("gripper").xmat.reshape(3, 3)[:, 0]  # the gripper's forward axis
-            error = np.array([*(np.array(target) - self._data.site(site).xpos), (height - points[2]) * PITCH_WEIGHT_M])
-            if np.linalg.norm(error[:3]) < POSITION_TOLERANCE_M and abs(height - points[2]) < PITCH_TOLERANCE:
+            error = np.array([*(np.array(target) - place), (height - forward[2]) * PITCH_WEIGHT_M])
+            if np.linalg.norm(error[:3]) < POSITION_TOLERANCE_M and abs(height - forward[2]) < PITCH_TOLERANCE:
                 return self._joints(angles)
-            mujoco.mj_jacSite(self._model, self._data, jacobian, rotation, site_id)
-            turn = np.cross(rotation[:, self._moving].T, points)[:, 2] * PITCH_WEIGHT_M
-            rows = np.vstack([jacobian[:, self._moving], turn])
-            step = rows.T @ np.linalg.solve(rows @ rows.T + DAMPING**2 * 0.01 * np.eye(4), error)
+            miss = float(np.linalg.norm(error))
+            best, since = (miss, 0) if miss < best * PROGRESS else (best, since + 1)
+            if since > PATIENCE:
+                return None
+            rows = self._rows(site_id, forward)
+            step = rows.T @ np.linalg.solve(rows @ rows.T + DAMPING * np.eye(4), error)
             angles[:4] += np.clip(step, -STEP_RAD, STEP_RAD)
             angles = np.clip(angles, self._low, self._high)
         return None
 
-    def reach(self, target: Point, *, steepest_deg: float = 90.0, flattest_deg: float = 45.0, **how: float) -> Joints | None:
-        """Like `solve` with the steepest pitch that works."""
-        for pitch in np.arange(steepest_deg, flattest_deg - 1, -5.0):
-            roll, gripper = how.get("roll_deg", 0.0), how.get("gripper_pct", 5.0)
-            found = self.solve(target, pitch_deg=float(pitch), roll_deg=roll, gripper_pct=gripper)
+    def reach(self, target: Point, *, pitches_deg: Sequence[float] = PITCHES_DEG) -> Joints | None:
+        """Like `solve` for the fingertip, with the first pitch that works and keeps clear of the table."""
+        for pitch in pitches_deg:
+            found = self.solve(target, pitch_deg=pitch)
             if found and self.lowest_m(found) >= CLEARANCE_M:
                 return found
         return None
 
+    def line(self, start: Point, end: Point) -> tuple[Joints, ...]:
+        """Poses of the fingertip along a straight line, at one pitch; empty when part of it is out of reach."""
+        steps = max(1, math.ceil(math.dist(start, end) / WAYPOINT_M))
+        shares = [share / steps for share in range(steps + 1)]
+        points = [tuple(a + (b - a) * share for a, b in zip(start, end, strict=True)) for share in shares]
+        for pitch in PITCHES_DEG:
+            poses: list[Joints] = []
+            for x, y, z in (points[0], points[-1], *points[1:-1]):  # the ends first: they fail first
+                found = self.solve((x, y, z), pitch_deg=pitch, start=poses[-1] if poses else START)
+                if found is None or self.lowest_m(found) < CLEARANCE_M:
+                    break
+                poses.append(found)
+            else:
+                return (poses[0], *poses[2:], poses[1])
+        return ()
+
+    def _rows(self, site_id: int, forward: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Jacobian of place and (weighted) height of the forward axis with respect to the moving joints. (4, 4)."""
+        mujoco.mj_jacSite(self._model, self._data, self._jacobian, self._rotation, site_id)
+        turning = self._rotation[:, self._moving]
+        nod = (turning[0] * forward[1] - turning[1] * forward[0]) * PITCH_WEIGHT_M  # z of (axis x forward)
+        return np.vstack([self._jacobian[:, self._moving], nod])
+
     def _pan_x(self) -> float:
         return float(self._model.body("shoulder").pos[0])
-
-    def _hand_bodies(self) -> set[int]:
-        return {self._model.body(name).id for name in ("wrist", "gripper", "jaw")}
 
     def _set(self, angles: NDArray[np.float64]) -> None:
         self._data.qpos[self._scene.joint_qpos] = angles

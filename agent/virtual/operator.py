@@ -1,33 +1,33 @@
 """A scripted person at the leader arm: smooth, at human speed, over and over, from a seed."""
 
-import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
 
-from agent.errors import BadInput, Refused
+from agent.errors import BadInput
 from agent.messages import JOINTS, Joints
 from agent.virtual.arm import VirtualArm, move
 from agent.virtual.arm_model import RANGE_DEG
 from agent.virtual.dynamics import Dynamics
 from agent.virtual.kinematics import Kinematics
-from agent.virtual.scene import CUBE_HALF_M, DISC_RADIUS_M
+from agent.virtual.scene import CUBE_HALF_M
 
 PEAK_SPEED: Final = 85.0  # degrees (or percent of the gripper) a second: an unhurried hand
 PEAK_OVER_MEAN: Final = 1.875  # of the minimum-jerk profile 10t^3 - 15t^4 + 6t^5
 SHORTEST_MOVE_S: Final = 0.4
 PACE_S: Final = 0.25  # how long the hand takes to stop or to start again
-WAYPOINT_M: Final = 0.01  # straight lines are followed this finely
 HOVER_M: Final = 0.09
-TOUCH_M: Final = 0.006
+TOUCH_M: Final = 0.009  # of the fingertip's middle, which is 3 mm thick on either side
 PUSH_M: Final = 0.012  # fingertip height while pushing: below the middle of the cube
 STAND_OFF_M: Final = 0.045  # where a push begins, behind the cube
 GRASP_M: Final = 0.022
+LONGEST_PUSH_M: Final = 0.16  # further than this a cube tends to slip off a finger that is 14 mm wide
 OPEN_PCT: Final = 50.0
 CLOSED_PCT: Final = 2.0
 PATH_CHECKS: Final = 12
@@ -92,13 +92,17 @@ class Operator:
     def __init__(self, leader: VirtualArm, dynamics: Dynamics, seed: int = 0, task: Task = Task.MIXED) -> None:
         self._leader = leader
         self._dynamics = dynamics
-        self._kinematics = Kinematics(dynamics.scene)
+        self._kinematics = Kinematics(dynamics.scene)  # of the thinking thread
+        self._check = Kinematics(dynamics.scene)  # of `go_to`, under the lock
         self._lock = threading.Lock()
         self._seed = seed
         self._pace = 0.0
         self._motion: _Motion | None = None
         self._script: Iterator[Move] = iter(())
-        self._errand: Callable[[], Iterator[Move]] | None = None
+        self._thinking = ThreadPoolExecutor(1, thread_name_prefix="operator")
+        self._thought: Future[list[Move]] | None = None
+        self._finishing = False  # the script under way is a cycle
+        self._errand = False  # the script under way is a commanded pose
         self.paused = False
         self.task = task
         self.cycles = 0  # finished
@@ -109,6 +113,9 @@ class Operator:
     def doing(self) -> str:
         return self._motion.name if self._motion else "waiting"
 
+    def close(self) -> None:
+        self._thinking.shutdown(wait=True, cancel_futures=True)
+
     def pause(self) -> None:
         """Stop where the hand is, within PACE_S."""
         self.paused = True
@@ -116,7 +123,7 @@ class Operator:
     def resume(self) -> None:
         """Go on; after a commanded pose with a new cycle."""
         with self._lock:
-            self._errand = None
+            self._errand = False
             self.paused = False
 
     def set_task(self, task: Task) -> None:
@@ -124,7 +131,7 @@ class Operator:
         self.task = task
 
     def go_to(self, pose: Sequence[float]) -> None:
-        """Move to a pose and stay there until `resume`. Raises BadInput when an arm would hit the table or its stops."""
+        """Move to a pose and stay until `resume`. Raises BadInput when an arm would hit the table or its stops."""
         if len(pose) != len(JOINTS) or not all(math.isfinite(value) for value in pose):
             raise BadInput(f"A pose has {len(JOINTS)} numbers.", f"Give {', '.join(JOINTS)}.")
         wanted: Joints = tuple(float(value) for value in pose)  # type: ignore[assignment]
@@ -134,9 +141,11 @@ class Operator:
                 raise BadInput(f"{name} cannot go to {wanted[index]:g}.", f"Its range is {low:g} to {high:g}.")
         with self._lock:
             if self._lowest_between(self._leader.joints_deg(), wanted) <= 0:
-                raise BadInput("On its way to that pose the arm would hit the table.", "Raise it, or go there in steps.")
-            self._errand = lambda: iter([Move("to the commanded pose", (wanted,))])
-            self._script, self._motion = self._errand(), None
+                raise BadInput(
+                    "On its way to that pose the arm would hit the table.", "Raise it, or go there in steps."
+                )
+            self._script, self._motion = iter([Move("to the commanded pose", (wanted,))]), None
+            self._errand, self._finishing, self._thought = True, False, None
             self.paused = False
 
     def step(self, dt_s: float) -> None:
@@ -150,6 +159,7 @@ class Operator:
                     servo.advance(dt_s)
             if held:
                 self._script, self._motion = iter(()), None
+                self._finishing, self._thought = False, None
                 return
             towards = 0.0 if self.paused else 1.0
             change = dt_s / PACE_S
@@ -159,13 +169,10 @@ class Operator:
 
     def _continue(self, share_s: float, dt_s: float) -> None:
         if self._motion is None or self._motion.over:
-            planned = next(self._script, None)
+            planned = next(self._script, None) or self._next_cycle()
             if planned is None:
-                if self._errand is not None:
-                    self._motion = None
-                    return
-                self._script = self._cycle()
-                planned = next(self._script)
+                self._motion = None
+                return
             self._motion = _Motion(self._leader.joints_deg(), planned)
         self._motion.advance(share_s)
         pose = self._motion.pose()
@@ -175,10 +182,27 @@ class Operator:
                 servo.velocity = (to - servo.position) / dt_s
                 servo.position = to
 
-    def _cycle(self) -> Iterator[Move]:
+    def _next_cycle(self) -> Move | None:
+        """The first move of a new cycle; None while it is still being thought out, or after a commanded pose."""
+        if self._errand:
+            return None
+        if self._finishing:
+            self._finishing = False
+            self.cycles += 1
+            self._dynamics.scatter(self._seed + self.cycles)
+        if self._thought is None:
+            # Planning takes up to 0.2 s: not in the thread that moves the arm.
+            self._thought = self._thinking.submit(lambda: list(self._cycle(self._leader.joints_deg())))
+        if not self._thought.done():
+            return None
+        self._script, self._thought = iter(self._thought.result()), None
+        self._finishing = True
+        return next(self._script)
+
+    def _cycle(self, start: Joints) -> Iterator[Move]:
         """Rest, do the task, rest; then the table is laid anew."""
-        if max(abs(a - b) for a, b in zip(self._leader.joints_deg(), REST, strict=True)) > AT_REST_DEG:
-            yield Move("to rest", (READY, REST) if self._is_low() else (REST,))
+        if max(abs(a - b) for a, b in zip(start, REST, strict=True)) > AT_REST_DEG:
+            yield Move("to rest", (READY, REST) if self._kinematics.lowest_m(start) < HOVER_M / 2 else (REST,))
         task = self.task
         if task is Task.MIXED:
             task = (Task.TOUCH, Task.PUSH)[self.cycles % 2]
@@ -186,17 +210,13 @@ class Operator:
         acts = {Task.TOUCH: self._touch, Task.PUSH: self._push, Task.PICK: self._pick}
         yield from acts[task]()
         yield Move("going back", (READY, REST), dwell_s=0.6)
-        self.cycles += 1
-        self._dynamics.scatter(self._seed + self.cycles)
-
-    def _is_low(self) -> bool:
-        return self._kinematics.lowest_m(self._leader.joints_deg()) < HOVER_M / 2
 
     def _touch(self) -> Iterator[Move]:
         disc = self._dynamics.scene.discs[self.cycles % len(self._dynamics.scene.discs)]
         x, y, _ = self._dynamics.objects()[disc]
-        down = self._line((x, y, HOVER_M), (x, y, TOUCH_M))
+        down = self._kinematics.line((x, y, HOVER_M), (x, y, TOUCH_M))
         if not down:
+            self.skipped += 1
             return
         yield Move(f"over the {disc}", down[:1])
         yield Move(f"onto the {disc}", down[1:], dwell_s=0.5)
@@ -211,11 +231,12 @@ class Operator:
         behind = (cx - STAND_OFF_M * ux, cy - STAND_OFF_M * uy)
         # The finger stops short of the disc's middle by half a cube: then the cube lies on it.
         stop = (dx - CUBE_HALF_M * ux, dy - CUBE_HALF_M * uy)
-        down = self._line((*behind, HOVER_M), (*behind, PUSH_M))
-        along = self._line((*behind, PUSH_M), (*stop, PUSH_M))
-        up = self._line((*stop, PUSH_M), (*stop, HOVER_M))
-        if not (down and along and up):
-            yield from self._touch()  # that push is out of reach
+        down = self._kinematics.line((*behind, HOVER_M), (*behind, PUSH_M))
+        along = self._kinematics.line((*behind, PUSH_M), (*stop, PUSH_M))
+        up = self._kinematics.line((*stop, PUSH_M), (*stop, HOVER_M))
+        if not (down and along and up) or apart > LONGEST_PUSH_M:
+            self.skipped += 1
+            yield from self._touch()
             return
         yield Move(f"behind the {cube}", down[:1])
         yield Move("down", down[1:])
@@ -259,23 +280,10 @@ class Operator:
                 return found[0], found[1]
         return None
 
-    def _line(self, start: tuple[float, float, float], end: tuple[float, float, float]) -> tuple[Joints, ...]:
-        """Poses along a straight line of the fingertip; empty when part of it is out of reach."""
-        steps = max(1, math.ceil(math.dist(start, end) / WAYPOINT_M))
-        poses = []
-        for share in np.linspace(0, 1, steps + 1):
-            x, y, z = (float(a + (b - a) * share) for a, b in zip(start, end, strict=True))
-            pose = self._kinematics.reach((x, y, z))
-            if pose is None:
-                self.skipped += 1
-                return ()
-            poses.append(pose)
-        return tuple(poses)
-
     def _lowest_between(self, start: Joints, end: Joints) -> float:
         shares = np.linspace(0, 1, PATH_CHECKS)
         between = [tuple(a + (b - a) * float(share) for a, b in zip(start, end, strict=True)) for share in shares]
-        return min(self._kinematics.lowest_m(pose) for pose in between)  # type: ignore[arg-type]
+        return min(self._check.lowest_m(pose) for pose in between)  # type: ignore[arg-type]
 
 
 def _gripping(pose: Joints) -> Joints:

@@ -1,4 +1,4 @@
-"""A table with an arm bolted to it, coloured discs, cubes, and two cameras that see them. Poses come from a seed."""
+"""A table with an arm bolted to it, coloured discs, cubes, and cameras that see them. Poses come from a seed."""
 
 import math
 from typing import Final, NamedTuple
@@ -29,6 +29,7 @@ REACH_M: Final = (0.19, 0.30)  # from the pan axis: a fingertip pointing down ge
 SECTOR_DEG: Final = 45.0  # to either side of straight ahead
 SEPARATION_M: Final = 0.075  # centre to centre: a disc's radius, a cube's half diagonal, and room for the jaws
 PLACING_TRIES: Final = 1000
+IMAGE_PX: Final = (640, 480)
 
 _FOV_FRONT_DEG: Final = 46.0
 _FOV_WRIST_DEG: Final = 62.0
@@ -50,13 +51,11 @@ class SceneModel:
         arm: ArmModel,
         discs: tuple[str, ...] = ("blue",),
         cubes: tuple[str, ...] = ("red",),
-        width: int = 640,
-        height: int = 480,
     ) -> None:
         self.arm = arm
         self.discs = tuple(f"{colour} disc" for colour in discs)
         self.cubes = tuple(f"{colour} cube" for colour in cubes)
-        self.model = _compile(arm, discs, cubes, width, height)
+        self.model = _compile(arm, discs, cubes)
         self.joint_qpos = np.array([self.model.joint(name).qposadr[0] for name in JOINTS])
         self.joint_dof = np.array([self.model.joint(name).dofadr[0] for name in JOINTS])
         self.actuators = np.array([self.model.actuator(name).id for name in JOINTS])
@@ -107,7 +106,8 @@ def to_radians(joints: NDArray[np.float64]) -> NDArray[np.float64]:
     angles = np.asarray(joints, dtype=float).copy()
     low, high = RANGE_DEG[-1]
     angles[-1] = low + angles[-1] * (high - low) / 100
-    return np.radians(angles)
+    radians: NDArray[np.float64] = np.radians(angles)
+    return radians
 
 
 def from_radians(angles: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,9 +118,7 @@ def from_radians(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     return joints
 
 
-def _compile(
-    arm: ArmModel, discs: tuple[str, ...], cubes: tuple[str, ...], width: int, height: int
-) -> mujoco.MjModel:
+def _compile(arm: ArmModel, discs: tuple[str, ...], cubes: tuple[str, ...]) -> mujoco.MjModel:
     spec = mujoco.MjSpec()
     spec.modelname = f"virtual {arm}"
     spec.compiler.degree = False
@@ -129,7 +127,7 @@ def _compile(
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 10  # keeps a held cube from creeping out of the jaws
     visual = spec.visual
-    visual.global_.offwidth, visual.global_.offheight = width, height
+    visual.global_.offwidth, visual.global_.offheight = IMAGE_PX
     visual.quality.offsamples = 0  # software rendering: every sample costs
     visual.headlight.ambient = [0.45, 0.45, 0.45]
     visual.headlight.diffuse = [0.35, 0.35, 0.35]
@@ -213,6 +211,7 @@ def _add_cube(spec: mujoco.MjSpec, colour: str) -> None:
 
 def _add_cameras(spec: mujoco.MjSpec) -> None:
     _add_camera(spec.worldbody, "front", (0.66, 0.0, 0.47), (0.17, 0.0, 0.06), (0, 0, 1), _FOV_FRONT_DEG)
+    _add_camera(spec.worldbody, "top", (0.24, 0.0, 0.80), (0.22, 0.0, 0.0), (1, 0, 0), _FOV_FRONT_DEG)
     # The SO-101's printed mount: beside the jaws, looking along them. Place and direction from Menagerie's wrist_cam.
     _add_camera(
         spec.body("gripper"), "wrist", (0.045, 0.055, 0.0027), (0.129, 0.001, 0.0), (0.54, 0.84, 0), _FOV_WRIST_DEG

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.virtual.bus import Reply, ServoBus
+from agent.virtual.realtime import run_like_hardware
 
 READ_BYTES: Final = 4096
 JOIN_S: Final = 2.0  # the thread only ever waits in select, which `unplug` wakes
@@ -67,6 +68,7 @@ class PtyPort:
     stop = unplug
 
     def _serve(self) -> None:
+        run_like_hardware()
         master, _, wake, _ = self._fds
         waiting: list[tuple[float, bytes]] = []
         while True:

@@ -162,6 +162,7 @@ class Servo:
         self.pending: tuple[int, bytes] | None = None  # a REG WRITE waiting for ACTION
         self._latched = Status(0)
         self._overload_s = 0.0
+        self._overload_side = 0.0  # sign of the effort that tripped the protection; 0: it was injected
         self._bytes = bytearray(256)
         for register, value in _FACTORY_BYTES.items():
             self._bytes[register] = value
@@ -291,8 +292,9 @@ class Servo:
         self.set(Register.GOAL_POSITION, self.present_position())
 
     def latch(self, bits: Status) -> None:
-        """Raise alarms that stay until torque is switched off, as overload does."""
+        """Raise alarms that stay until torque is switched off."""
         self._latched |= bits
+        self._overload_side = 0.0
 
     def unlatch(self) -> None:
         self._latched = Status(0)
@@ -318,6 +320,14 @@ class Servo:
             self._overload_s = 0.0
         if self._overload_s * 100 >= self._bytes[Register.PROTECTION_TIME] > 0:  # the register counts 10 ms
             self._latched |= Status.OVERLOAD
+            self._overload_side = self.effort
+        elif self._latched & Status.OVERLOAD and self._backs_off():
+            self._latched &= ~Status.OVERLOAD
+
+    def _backs_off(self) -> bool:
+        """A goal on the other side releases the overload protection, as a torque off does."""
+        target = self.target()
+        return target is not None and (target - self.position) * self._overload_side < 0
 
     def _torque_written(self, value: int) -> None:
         if value == MIDDLE_CALIBRATION:
