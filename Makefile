@@ -27,7 +27,7 @@ rendering:
 
 .PHONY: demo
 demo: rendering ## teleoperate and record two episodes on the virtual SO-101
-	@$(PYTHON) -m agent.cli.demo
+	@$(VENV)/bin/so-agent demo
 
 .PHONY: lint
 lint: setup ## format check, ruff, mypy --strict, import layers

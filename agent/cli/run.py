@@ -1,14 +1,18 @@
 """Start things: the agent, the virtual station, the demo."""
 
+import json
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
 from agent import __version__
 from agent.cli.command import Command, invocation
 from agent.errors import BadInput
+
+INJECT_EXAMPLE: Final = """Example: so-agent inject '{"drop": {"servo": 3, "count": 1}}' -c virtual.yaml"""
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +21,7 @@ def register(app: typer.Typer) -> None:
         "virtual-station", cls=Command, epilog="Example: so-agent virtual-station -c configs/so101/virtual.yaml"
     )(virtual_station)
     app.command("inject", cls=Command, epilog=INJECT_EXAMPLE)(inject)
+    app.command("demo", cls=Command, epilog="Example: so-agent demo --episodes 2 --episode-s 8")(demo)
     app.command("version", cls=Command, epilog="Example: so-agent version --json")(version)
 
 
@@ -44,21 +49,58 @@ def run(
     daemon.run(config)
 
 
-def virtual_station() -> None:
+def virtual_station(
+    seed: Annotated[int, typer.Option(help="Of the table and the operator.")] = 0,
+    stamp: Annotated[bool, typer.Option("--stamp", help="Draw goal count and time into every frame.")] = False,
+    no_cameras: Annotated[bool, typer.Option("--no-cameras", help="Arms only.")] = False,
+    pace: Annotated[bool, typer.Option("--pace", help="Let replies take as long as at 1 Mbaud.")] = False,
+    wire_log: Annotated[Path | None, typer.Option(metavar="FILE", help="Append every goal on the wire.")] = None,
+) -> None:
     """Run the virtual station: two arms on pseudo-terminals, cameras, a table, an operator. Ends with Ctrl-C."""
-    config = invocation().config
     invocation().load()
+    options = ["-c", str(invocation().config), "--seed", str(seed)]
+    options += [flag for flag, on in (("--stamp", stamp), ("--no-cameras", no_cameras), ("--pace", pace)) if on]
+    options += ["--wire-log", str(wire_log)] if wire_log else []
     # A program of its own: the agent never imports it, and this process becomes it.
-    os.execv(sys.executable, [sys.executable, "-m", "agent.virtual", "-c", str(config)])  # noqa: S606
-
-
-INJECT_EXAMPLE = """Example: so-agent inject '{"fault": "drop", "arm": "follower"}' -c configs/so101/virtual.yaml"""
+    os.execv(sys.executable, [sys.executable, "-m", "agent.virtual", *options])  # noqa: S606
 
 
 def inject(
-    fault: Annotated[str, typer.Argument(metavar="JSON", help="One fault or command of the virtual station.")],
+    request: Annotated[str, typer.Argument(metavar="JSON", help="What to do; see docs/virtual-station.md.")],
 ) -> None:
-    """Make the virtual station fail in one way, or do something else it can do. Never touches hardware."""
+    """Make the virtual station fail in one way, or ask it for its state. Never touches hardware."""
+    from agent.virtual.client import inject as ask
+
+    config = invocation().load()
+    try:
+        payload = json.loads(request)
+    except ValueError as error:
+        raise BadInput(f"Not JSON: {error}.", INJECT_EXAMPLE) from error
+    if not isinstance(payload, dict):
+        raise BadInput(f"Expected a JSON object, found {request:.40}.", INJECT_EXAMPLE)
+    answer = ask(config, payload)
+    answer.pop("ok", None)
+    invocation().show(answer, json.dumps(answer, indent=2) if answer else "Done.")
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo-output"),
+    episodes: Annotated[int, typer.Option(min=1, max=100, help="How many to record.")] = 2,
+    episode_s: Annotated[float, typer.Option(min=1, max=600, help="Length of one in seconds.")] = 8.0,
+    model: Annotated[str, typer.Option(help="so100 or so101.")] = "so101",
+) -> None:
+    """Teleoperate and record a few episodes on the virtual station, from start to finish, and show what came out."""
+    from agent.cli.demo import Demo
+
+    if model not in ("so100", "so101"):
+        raise BadInput(f"There is no virtual {model}.", "Use --model so100 or --model so101.")
+    with Demo(folder, model, quiet=invocation().json) as running:
+        running.record(episodes, episode_s)
+        running.finish()
+    if invocation().json:
+        invocation().show(running.outcome(), "")
+    else:
+        running.print_outcome()
 
 
 def version() -> None:
