@@ -6,6 +6,7 @@ from typing import Final
 import mujoco
 import numpy as np
 
+from agent.messages import JOINTS
 from agent.virtual.arm import VirtualArm
 from agent.virtual.arm_model import JOINT_DAMPING, KP_NM, KV_NMS, RANGE_DEG, STALL_TORQUE_NM
 from agent.virtual.calibration import GRIPPER
@@ -34,7 +35,7 @@ class Dynamics:
         scale = follower.scale
         low, high = RANGE_DEG[GRIPPER]
         degrees_per_unit = [1.0] * GRIPPER + [(high - low) / 100]
-        self._zero_rad = np.radians([0.0] * GRIPPER + [float(low)])
+        self._zero_rad: list[float] = np.radians([0.0] * GRIPPER + [float(low)]).tolist()
         self._zero_counts = [scale.to_counts(index, 0.0) for index in range(GRIPPER + 1)]
         self._rad_per_count = [
             float(np.radians(degrees_per_unit[index])) / scale.per_unit(index) for index in range(GRIPPER + 1)
@@ -43,7 +44,9 @@ class Dynamics:
         with follower.locked() as servos:
             for index, servo in enumerate(servos):
                 self._data.qpos[scene.joint_qpos[index]] = self._angle(index, servo.position)
-        self._data.ctrl[scene.actuators] = self._data.qpos[scene.joint_qpos]
+        self._angles: list[float] = self._data.qpos[scene.joint_qpos].tolist()  # after the last step
+        self._aims = list(self._angles)  # what the actuators are told, at most as fast as a servo turns
+        self._ranges: list[list[float]] = [self._model.joint(name).range.tolist() for name in JOINTS]
         mujoco.mj_forward(self._model, self._data)
 
     def step(self, dt_s: float) -> None:
@@ -51,10 +54,11 @@ class Dynamics:
         with self.lock:
             with self._follower.locked() as servos:
                 for index, servo in enumerate(servos):
-                    self._command(index, servo, dt_s)
+                    self._aim(index, servo, dt_s)
+            data.ctrl[scene.actuators] = self._aims
             for _ in range(max(1, round(dt_s / self._model.opt.timestep))):
                 mujoco.mj_step(self._model, data)
-            angles = data.qpos[scene.joint_qpos].tolist()
+            angles = self._angles = data.qpos[scene.joint_qpos].tolist()
             rates = data.qvel[scene.joint_dof].tolist()
             forces = data.actuator_force[scene.actuators].tolist()
         with self._follower.locked() as servos:
@@ -72,7 +76,8 @@ class Dynamics:
                 for index, servo in enumerate(servos):
                     self._data.qpos[self.scene.joint_qpos[index]] = self._angle(index, servo.position)
             self._data.qvel[self.scene.joint_dof] = 0
-            self._data.ctrl[self.scene.actuators] = self._data.qpos[self.scene.joint_qpos]
+            self._angles = self._data.qpos[self.scene.joint_qpos].tolist()
+            self._aims = list(self._angles)
             mujoco.mj_forward(self._model, self._data)
 
     def scatter(self, seed: int) -> dict[str, Pose2]:
@@ -104,24 +109,22 @@ class Dynamics:
             into.mocap_quat[:] = self._data.mocap_quat
 
     def _angle(self, index: int, counts: float) -> float:
-        return float(self._zero_rad[index]) + (counts - self._zero_counts[index]) * self._rad_per_count[index]
+        return self._zero_rad[index] + (counts - self._zero_counts[index]) * self._rad_per_count[index]
 
     def _counts(self, index: int, angle: float) -> float:
-        return self._zero_counts[index] + (angle - float(self._zero_rad[index])) / self._rad_per_count[index]
+        return self._zero_counts[index] + (angle - self._zero_rad[index]) / self._rad_per_count[index]
 
-    def _command(self, index: int, servo: Servo, dt_s: float) -> None:
-        """Set one actuator from one servo. The goal is approached no faster than the servo may turn."""
-        scene, model, data = self.scene, self._model, self._data
+    def _aim(self, index: int, servo: Servo, dt_s: float) -> None:
+        """Move one actuator's command towards one servo's goal. Without torque it stays where the joint is."""
         target = servo.target()
-        actuator = scene.actuators[index]
         self._tune(index, servo, driving=target is not None)
         if target is None:
-            data.ctrl[actuator] = data.qpos[scene.joint_qpos[index]]
+            self._aims[index] = self._angles[index]
             return
         most = servo.speed_limit * self._rad_per_count[index] * dt_s
-        step = self._angle(index, target) - data.ctrl[actuator]
-        low, high = model.jnt_range[index]
-        data.ctrl[actuator] = min(high, max(low, data.ctrl[actuator] + max(-most, min(most, step))))
+        step = self._angle(index, target) - self._aims[index]
+        low, high = self._ranges[index]
+        self._aims[index] = min(high, max(low, self._aims[index] + max(-most, min(most, step))))
 
     def _tune(self, index: int, servo: Servo, *, driving: bool) -> None:
         settings = (float(driving), servo.stiffness, servo.damping, servo.torque_limit, float(servo.stalled))

@@ -76,10 +76,11 @@ class _Motion:
     def pose(self) -> Joints:
         share = min(1.0, self._at_s / self._moving_s)
         along = (10 * share**3 - 15 * share**4 + 6 * share**5) * self._marks[-1]
-        pan, lift, elbow, flex, roll, grip = (
-            float(np.interp(along, self._marks, self._path[:, joint])) for joint in range(6)
-        )
-        return pan, lift, elbow, flex, roll, grip
+        leg = min(int(np.searchsorted(self._marks, along, side="right")), len(self._marks) - 1)
+        before, after = self._marks[leg - 1], self._marks[leg]
+        part = (along - before) / (after - before) if after > before else 1.0
+        pose: list[float] = (self._path[leg - 1] + (self._path[leg] - self._path[leg - 1]) * part).tolist()
+        return pose[0], pose[1], pose[2], pose[3], pose[4], pose[5]
 
 
 class Operator:

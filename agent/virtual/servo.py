@@ -5,7 +5,7 @@ frame; registers show `Present_Position = encoder - Homing_Offset`, wrapped to o
 Register addresses and sign bits follow Feetech's STS/SMS memory table (the one lerobot's `tables.py` cites).
 """
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 COUNTS_PER_TURN: Final = 4096
@@ -75,8 +75,8 @@ class Register(IntEnum):
     MAX_ACCELERATION = 85
 
 
-class Status(IntFlag):
-    """Alarm bits: register 65, and the error byte of every reply."""
+class Status(IntEnum):
+    """Alarm bits: register 65, and the error byte of every reply. (An IntFlag would cost a fifth of a core.)"""
 
     VOLTAGE = 1
     ANGLE = 2
@@ -160,7 +160,7 @@ class Servo:
         self.stalled = False  # True: something blocks the joint (fault)
         self.hot_c: float | None = None  # a temperature held by a fault
         self.pending: tuple[int, bytes] | None = None  # a REG WRITE waiting for ACTION
-        self._latched = Status(0)
+        self._latched = 0
         self._overload_s = 0.0
         self._overload_side = 0.0  # sign of the effort that tripped the protection; 0: it was injected
         self._bytes = bytearray(256)
@@ -254,7 +254,7 @@ class Servo:
         fraction = self.position - round(self.position)
         return self.position - fraction + goal - self.present_position()
 
-    def status(self) -> Status:
+    def status(self) -> int:
         bits = self._latched
         decivolts = self._decivolts()
         if not self._bytes[Register.MIN_VOLTAGE] <= decivolts <= self._bytes[Register.MAX_VOLTAGE]:
@@ -286,18 +286,18 @@ class Servo:
         self.set(Register.TORQUE_LIMIT, self.get(Register.MAX_TORQUE))
         self._bytes[Register.LOCK] = 1
         self._bytes[Register.MAX_ACCELERATION] = 254
-        self._latched = Status(0)
+        self._latched = 0
         self._overload_s = 0.0
         self.pending = None
         self.set(Register.GOAL_POSITION, self.present_position())
 
-    def latch(self, bits: Status) -> None:
+    def latch(self, bits: int) -> None:
         """Raise alarms that stay until torque is switched off."""
         self._latched |= bits
         self._overload_side = 0.0
 
     def unlatch(self) -> None:
-        self._latched = Status(0)
+        self._latched = 0
         self._overload_s = 0.0
 
     def restore(self) -> None:

@@ -21,7 +21,7 @@ from agent.virtual.operator import REST, Operator
 from agent.virtual.scene import SceneModel
 
 STEP_S: Final = 0.004  # two steps of the simulation
-SWITCH_S: Final = 0.0005  # a bus thread must not wait Python's usual 5 ms for the interpreter lock
+SWITCH_S: Final = 0.0001  # a bus thread must not wait Python's usual 5 ms for the interpreter lock
 WATCH_S: Final = 0.5
 
 
