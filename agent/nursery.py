@@ -27,6 +27,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from typing import Any
 
 MAX_REQUEST_BYTES = 64 * 1024
@@ -34,6 +35,8 @@ MAX_REQUEST_BYTES = 64 * 1024
 
 def main(argv: list[str]) -> None:
     peer = socket.socket(fileno=int(argv[1]))
+    # Arrow and torch keep idle worker threads; both are made for forked children, which use none of the parent's.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     for module in argv[2:]:
         importlib.import_module(module)
     # Objects made by the imports never die; keeping the collector off them keeps their pages shared.
@@ -46,7 +49,10 @@ def _serve(peer: socket.socket) -> None:
     wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_w)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on a terminal is the supervisor's to handle
+    # Ctrl-C on a terminal and a stop by systemd reach the whole group, but are the supervisor's to handle: a
+    # nursery that left at once could not tell it how its children ended.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _send(peer, {"event": "ready"})
     with selectors.DefaultSelector() as selector:
         selector.register(peer, selectors.EVENT_READ)
@@ -71,7 +77,8 @@ def _spawn(peer: socket.socket, request: dict[str, Any], inherited: tuple[int, i
     status = 1
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         peer.close()
         for fd in inherited:
             os.close(fd)

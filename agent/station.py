@@ -447,18 +447,18 @@ class Station:
 
     async def _episodes_list(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         _only(args)
-        return {"episodes": await asyncio.to_thread(self._index().list)}
+        return {"episodes": msgspec.to_builtins(await asyncio.to_thread(self._index().list))}
 
     async def _episodes_show(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         episode = _episode(args)
         _only(args)
-        return {"episode": await asyncio.to_thread(self._index().show, episode)}
+        return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
 
     async def _episodes_mark(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         episode, success = _episode(args), args.pop("success", None)
         _only(args)
         await self._ask_recorder(MarkEpisode(episode, success))
-        return {"episode": await asyncio.to_thread(self._index().show, episode)}
+        return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
 
     def _index(self) -> Any:
         from agent.robot.recording.index import DatasetIndex

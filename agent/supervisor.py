@@ -121,8 +121,13 @@ class Nursery:
         return await future
 
     async def close(self) -> None:
+        """End the process: it leaves when its socket does. Killed when it is still importing."""
+        if self._peer is not None:
+            with contextlib.suppress(OSError):  # it has ended already
+                self._peer.shutdown(socket.SHUT_RDWR)
         if self._process and self._process.returncode is None:
-            self._process.terminate()
+            if not self.ready.is_set():
+                self._process.kill()
             await self._process.wait()
 
 
@@ -210,12 +215,12 @@ class Supervisor:
         while True:
             started_ns = self._clock.now_ns()
             await nursery.run(lambda pid, status: self._exited(pid, status))
-            if self._stopping:
-                return
             # Its children are no longer ours to reap: count them as gone, so that they are replaced.
             for child in self.children.values():
                 if child.spec.nursery == nursery.name and child.pid is not None:
                     self._exited(child.pid, -signal.SIGHUP)
+            if self._stopping:
+                return
             alive_ns = self._clock.now_ns() - started_ns
             streak = 0 if alive_ns > nanoseconds(STABLE_S) else streak + 1
             logger.error("nursery ended, starting it again", nursery=nursery.name, streak=streak)

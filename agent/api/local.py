@@ -52,12 +52,12 @@ def _connection(
     handle: Handler, writers: set[asyncio.StreamWriter]
 ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async def send(message: dict[str, Any]) -> None:
-            writer.write(json.dumps(message).encode() + b"\n")
+        async def send(line: bytes) -> None:
+            writer.write(line + b"\n")
             await writer.drain()
 
         async def progress(event: dict[str, Any]) -> None:
-            await send({"progress": event})
+            await send(json.dumps({"progress": event}).encode())
 
         writers.add(writer)
         try:
@@ -71,7 +71,7 @@ def _connection(
     return connection
 
 
-async def _read_line(reader: asyncio.StreamReader, send: Progress) -> bytes:
+async def _read_line(reader: asyncio.StreamReader, send: Callable[[bytes], Awaitable[None]]) -> bytes:
     """The next line, or nothing at the end of the conversation."""
     try:
         return await reader.readline()
@@ -80,10 +80,10 @@ async def _read_line(reader: asyncio.StreamReader, send: Progress) -> bytes:
         return b""
 
 
-async def _answer(handle: Handler, line: bytes, progress: Progress) -> dict[str, Any]:
+async def _answer(handle: Handler, line: bytes, progress: Progress) -> bytes:
     try:
         verb, args = _parse(line)
-        return {"ok": True, "result": await handle(verb, args, progress)}
+        return json.dumps({"ok": True, "result": await handle(verb, args, progress)}).encode()
     except AgentError as error:
         return _problem(error)
     except ConnectionError:
@@ -107,8 +107,8 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
             raise BadInput('Expected {"verb": "...", "args": {...}}.')
 
 
-def _problem(error: AgentError) -> dict[str, Any]:
-    return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint}
+def _problem(error: AgentError) -> bytes:
+    return json.dumps({"ok": False, "code": error.code, "message": error.message, "hint": error.hint}).encode()
 
 
 class Client:

@@ -20,6 +20,8 @@ async def handle(verb: str, args: dict[str, Any], progress: Progress) -> dict[st
             for step in range(3):
                 await progress({"step": step})
             return {"done": True}
+        case "odd":
+            return {"a": object()}
         case "refuse":
             raise Refused("Not now.", "Later.")
         case _:
@@ -49,6 +51,8 @@ async def test_a_bug_behind_one_verb_does_not_end_the_daemon(short_dir: Path) ->
     async with serve(short_dir / "s", handle):
         with pytest.raises(AgentError, match="a bug"):
             await call(short_dir / "s", "crash")
+        with pytest.raises(AgentError, match="not JSON serializable"):
+            await call(short_dir / "s", "odd")
         assert await call(short_dir / "s", "echo", {}) == {}
 
 
