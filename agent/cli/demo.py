@@ -169,7 +169,19 @@ class Demo:
 
     def _draw(self) -> list[Path]:
         """In a process of its own: decoding video and plotting need libraries that the command line does without."""
-        raise NotImplementedError
+        pictures = self.folder / "pictures"
+        pictures.mkdir(exist_ok=True)
+        for number in range(self._before, self.index.count()):
+            command = [sys.executable, "-m", "agent.robot.recording.pictures", str(self.config.paths.dataset)]
+            try:
+                subprocess.run(
+                    [*command, str(number), str(pictures)],
+                    capture_output=True, text=True, timeout=PICTURES_S, check=True,
+                )  # fmt: skip
+            except subprocess.CalledProcessError as error:
+                # The episodes are safe; pictures of them are not worth failing for.
+                self._console.print(Text(f"No pictures of episode {number}: {error.stderr[-300:]}", "yellow"))
+        return sorted(pictures.glob("*.png"))
 
     # --- processes ---
 
@@ -256,6 +268,8 @@ def _settings(model: str, folder: Path, run_dir: Path) -> Mapping[str, Any]:
     values["state_dir"] = str(folder / model)
     values["run_dir"] = str(run_dir)
     values["recording"]["dataset"] = "demo"
+    # A slow machine draws too few frames. Rather than refuse the episode, say in the table how many were repeated.
+    values["recording"]["max_repeat_pct"] = 100
     for arm in ("follower", "leader"):
         values["robot"][arm]["port"] = str(run_dir / arm)
     with contextlib.ExitStack() as stack:  # all at once, so that no two cameras get the same port

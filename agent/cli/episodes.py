@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -11,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.command import Command, group, invocation
-from agent.errors import BadInput
+from agent.cli.locate import answers
+from agent.errors import BadInput, DeviceFault, Refused
 
 if TYPE_CHECKING:
     from agent.robot.recording.index import DatasetIndex
@@ -24,6 +26,8 @@ def register(app: typer.Typer) -> None:
     episodes = group("episodes", "What was recorded.")
     episodes.command("list", cls=Command, epilog="Example: so-agent episodes list --json")(list_)
     episodes.command("show", cls=Command, epilog="Example: so-agent episodes show 3")(show)
+    episodes.command("check", cls=Command, epilog="Example: so-agent episodes check -c station.yaml")(check)
+    episodes.command("repair", cls=Command, epilog="Example: so-agent episodes repair -c station.yaml")(repair)
     episodes.command("mark", cls=Command, epilog="Example: so-agent episodes mark 3 --success")(mark)
     app.add_typer(episodes)
 
@@ -90,6 +94,46 @@ def show(episode: EpisodeNumber, dataset: DatasetName = None) -> None:
         words = value if isinstance(value, str) else json.dumps(value)
         grid.add_row(Text(key, "bold"), words if len(words) <= 2000 else f"{words[:2000]}…")
     Console().print(grid)
+
+
+def check(dataset: DatasetName = None) -> None:
+    """Read every episode and compare it with its metadata: rows, frames, times. Changes nothing."""
+    from agent.robot.recording.check import check as problems_of
+
+    index = _index(dataset)
+    problems = problems_of(index.dataset)
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems)
+        raise DeviceFault(f"The dataset {index.dataset} is not whole:\n{shown}", "Run `so-agent episodes repair`.")
+    count = index.count()
+    invocation().show({"episodes": count, "dataset": str(index.dataset)}, f"{count} episodes, all whole.")
+
+
+def repair() -> None:
+    """Finish interrupted commits and salvage what a crash left. The recorder does the same at every start."""
+    from agent.robot.recording.repair import lock
+    from agent.robot.recording.repair import repair as put_in_order
+
+    config = invocation().load()
+    if answers(config.paths.agent_socket):
+        raise Refused(
+            "Not possible while the agent runs: its recorder owns the dataset and has repaired it at its start.",
+            "Stop the agent first if you want to repair by hand.",
+        )
+    held = lock(config)
+    try:
+        done = put_in_order(config)
+    finally:
+        held.release()
+    lines = [
+        *(f"Episode {number} was finished and is committed now." for number in done.finished),
+        *(f"Episode {number} was salvaged." for number in done.salvaged),
+        *(f"Removed {name}: nothing usable in it." for name in done.discarded),
+        *(f"Kept {name} in the journal: {reason}" for name, reason in done.kept.items()),
+    ]
+    invocation().show(asdict(done), "\n".join(lines) or "Nothing to repair.")
+    if done.kept:
+        raise typer.Exit(DeviceFault.exit_code)
 
 
 def mark(
