@@ -39,7 +39,7 @@ class Leader:
         self._closing = threading.Event()
         self._answered_ns = 0
         self.reason = "connecting"
-        self.joints: Joints | None = None  # the last reading
+        self.joints: Joints | None = None  # the last reading since it was connected
         self.read_ns = 0  # when it was made
         self._thread: threading.Thread | None = None
         if config.robot.leader is None:
@@ -47,7 +47,8 @@ class Leader:
 
     @property
     def connected(self) -> bool:
-        return self._bus is not None
+        """Whether its pose is being read."""
+        return self._bus is not None and self.joints is not None
 
     def start(self) -> None:
         if self._config.robot.leader is None:
@@ -89,6 +90,7 @@ class Leader:
         if self._bus:
             self._bus.close()
         self._bus = None
+        self.joints = None
         self.reason = reason
         logger.warning("leader lost", reason=reason)
         self._wanted.set()

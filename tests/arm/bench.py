@@ -122,6 +122,10 @@ class Bench:
     def open(self) -> "Bench":
         self.follower.start()
         self.leader.start()
+        return self.watch()
+
+    def watch(self) -> "Bench":
+        """Collect what the process publishes, and send heartbeats."""
         self.config.paths.run.mkdir(parents=True, exist_ok=True)
         for work in (self._collect, self._beat):
             thread = threading.Thread(target=work, daemon=True)
@@ -129,7 +133,7 @@ class Bench:
             self._threads.append(thread)
         return self
 
-    def close(self) -> None:
+    def close(self, arms: bool = True) -> None:
         self._closing.set()
         for thread in self._threads:
             thread.join(5)
@@ -138,8 +142,9 @@ class Bench:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 self._nursery.exit_status(pid, 5)
-        self.follower.stop()
-        self.leader.stop()
+        if arms:
+            self.follower.stop()
+            self.leader.stop()
 
     def start(self, connected: bool = True, config: StationConfig | None = None) -> int:
         """Start an arm process; waits for its first report, and for both arms with `connected`."""
@@ -169,11 +174,12 @@ class Bench:
         return self.ask(ArmDrive(drive, f"test asks for {drive}"))
 
     def follow(self, pose: Joints | None = None) -> None:
-        """Teleoperation, the leader somewhere near the follower's pose."""
+        """Teleoperation until the follower is where the leader is, which is at `pose`."""
         if pose:
             self.leader.set_joints_deg(pose)
         self.drive(Drive.ALIGN)
         self.wait(lambda report: report.drive is Drive.FOLLOW, 8.0)
+        self.wait_until(lambda: biggest_difference(self.follower.joints_deg(), self.leader.joints_deg()) < 0.2, 2.0)
 
     def wait(self, wanted: Callable[[ArmReport], bool], within_s: float) -> float:
         """Seconds until a report from now on satisfies `wanted`. Fails with the last report after `within_s`."""

@@ -119,10 +119,15 @@ def test_actions_of_a_policy_are_refused_while_there_is_none(bench: Bench) -> No
         bench.drive(Drive.EXECUTE)
 
 
+def _align(bench: Bench) -> None:
+    bench.leader.set_joints_deg((90.0, 0.0, 0.0, 0.0, 0.0, 50.0))
+    bench.drive(Drive.ALIGN)
+
+
 ROADS: dict[Drive, Callable[[Bench], object]] = {
     Drive.LIMP: lambda bench: None,
     Drive.HOLD: lambda bench: bench.drive(Drive.HOLD),
-    Drive.ALIGN: lambda bench: (bench.leader.set_joints_deg((90.0, 0, 0, 0, 0, 50)), bench.drive(Drive.ALIGN)),
+    Drive.ALIGN: _align,
     Drive.FOLLOW: lambda bench: bench.follow(),
     Drive.PARK: lambda bench: bench.drive(Drive.PARK),
 }
