@@ -35,7 +35,7 @@ from agent.modes import RECORDABLE, WHAT_TO_DO, Mode, ModeMachine, Transition
 from agent.session import PROGRESS_S, Plan, Session
 from agent.supervisor import ChildSpec, Supervisor
 from agent.telemetry import logger
-from agent.transport import AsyncCommandClient, AsyncSubscriber, topic
+from agent.transport import AsyncCommandClient, AsyncSubscriber, is_served, topic
 
 HEARTBEAT_S: Final = 0.5
 """The arm holds after 3 s without one; six chances are enough on a busy host."""
@@ -150,7 +150,7 @@ class Station:
 
     async def _before_spawn(self, spec: ChildSpec) -> None:
         """An arm process of an agent that was killed still holds the arm: take it over without a jerk."""
-        if spec.name != "arm":
+        if spec.name != "arm" or not is_served(self.paths.arm_ctl):
             return
         with contextlib.suppress(AgentError):
             report = await self._arm_client.ask_async(ArmHandover("a new agent starts"), HANDOVER_S)

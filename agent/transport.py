@@ -5,6 +5,7 @@ sequence numbers. Requests carry the protocol version and are answered within a 
 """
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,12 @@ def endpoint(path: Path) -> str:
             "Set a shorter run_dir in the configuration.",
         )
     return f"ipc://{path}"
+
+
+def is_served(path: Path) -> bool:
+    """Whether a process listens on this socket file now. zmq itself would wait for one to come."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def topic(example: msgspec.Struct) -> bytes:
@@ -154,9 +161,9 @@ class CommandServer[C]:
 
 
 def _request_socket() -> "zmq.Socket[bytes]":
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-    socket.setsockopt(zmq.LINGER, 0)
-    return socket
+    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
+    peer.setsockopt(zmq.LINGER, 0)
+    return peer
 
 
 class CommandClient[R]:
@@ -168,12 +175,12 @@ class CommandClient[R]:
 
     def ask(self, command: msgspec.Struct, timeout_s: float) -> R:
         """The reply. Raises NotRunning without one in time, or the error that the other side reported."""
-        with contextlib.closing(_request_socket()) as socket:
-            socket.connect(endpoint(self._path))
-            socket.send_multipart([_VERSION, encode(command)])
-            if not socket.poll(int(timeout_s * 1000)):
+        with contextlib.closing(_request_socket()) as peer:
+            peer.connect(endpoint(self._path))
+            peer.send_multipart([_VERSION, encode(command)])
+            if not peer.poll(int(timeout_s * 1000)):
                 raise NotRunning(f"Nothing answered on {self._path} within {timeout_s:g} s.")
-            return self._open(socket.recv())
+            return self._open(peer.recv())
 
     def _open(self, body: bytes) -> R:
         message = self._decoder.decode(body)
@@ -186,13 +193,13 @@ class AsyncCommandClient[R](CommandClient[R]):
     """`CommandClient` for asyncio. A new socket for every command: a lost reply cannot poison the next."""
 
     async def ask_async(self, command: msgspec.Struct, timeout_s: float) -> R:
-        socket = zmq.asyncio.Context.instance().socket(zmq.REQ)
+        peer = zmq.asyncio.Context.instance().socket(zmq.REQ)
         try:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.connect(endpoint(self._path))
-            await socket.send_multipart([_VERSION, encode(command)])
-            if not await socket.poll(int(timeout_s * 1000)):
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.connect(endpoint(self._path))
+            await peer.send_multipart([_VERSION, encode(command)])
+            if not await peer.poll(int(timeout_s * 1000)):
                 raise NotRunning(f"Nothing answered on {self._path} within {timeout_s:g} s.")
-            return self._open(await socket.recv())
+            return self._open(await peer.recv())
         finally:
-            socket.close()
+            peer.close()
