@@ -66,7 +66,7 @@ def virtual_station(
 
 
 def inject(
-    request: Annotated[str, typer.Argument(metavar="JSON", help="What to do; see docs/virtual-station.md.")],
+    request: Annotated[str, typer.Argument(metavar="JSON", help="What to do; see docs/command-line.md.")],
 ) -> None:
     """Make the virtual station fail in one way, or ask it for its state. Never touches hardware."""
     from agent.virtual.client import inject as ask

@@ -1,5 +1,11 @@
 """What a person sees of a station, and what a program gets."""
 
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -71,3 +77,36 @@ def test_status_shows_an_arm_that_was_never_read(cli: Cli, agent: Any) -> None:
     arm = STATUS["arm"] | {"measured": None, "sent": None, "loop": None}
     it = agent({"status": STATUS | {"arm": arm, "servos": {}, "uptime_s": 0.0}})
     assert "0 s" in cli("status", "--socket", it.socket).out
+
+
+def test_watching_goes_on_until_ctrl_c(agent: Any) -> None:
+    it = agent({"status": STATUS})
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agent.cli", "status", "--watch", "--socket", it.socket], stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    try:
+        shown = b""
+        while shown.count(b"TELEOP") < 2:
+            shown += os.read(mine, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
+
+
+def test_watching_for_programs_is_one_object_a_line(agent: Any) -> None:
+    it = agent({"status": STATUS})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agent.cli", "status", "--watch", "--json", "--socket", it.socket],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        assert [json.loads(process.stdout.readline())["mode"] for _ in range(2)] == ["teleop", "teleop"]
+    finally:
+        process.kill()
+        process.wait()
