@@ -22,7 +22,9 @@ import zmq
 from agent.errors import BadInput
 from agent.virtual.bus import WireLog
 from agent.virtual.dynamics import Dynamics
-from agent.virtual.stamp import Image, write_stamp
+from agent.virtual.stamp import Image, read_stamp, write_stamp
+
+__all__ = ["CameraFault", "CameraSpec", "Cameras", "read_stamp"]
 
 JPEG_QUALITY: Final = 85
 NOISE_PX: Final = (96, 128)

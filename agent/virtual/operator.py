@@ -114,6 +114,10 @@ class Operator:
     def doing(self) -> str:
         return self._motion.name if self._motion else "waiting"
 
+    @property
+    def thinking(self) -> bool:
+        return self._thought is not None and not self._thought.done()
+
     def close(self) -> None:
         self._thinking.shutdown(wait=True, cancel_futures=True)
 
@@ -128,8 +132,10 @@ class Operator:
             self.paused = False
 
     def set_task(self, task: Task) -> None:
-        """From the next cycle on."""
-        self.task = task
+        """From the next cycle on; one that is planned but not begun is planned again."""
+        with self._lock:
+            self.task = task
+            self._thought = None
 
     def go_to(self, pose: Sequence[float]) -> None:
         """Move to a pose and stay until `resume`. Raises BadInput when an arm would hit the table or its stops."""
@@ -167,6 +173,13 @@ class Operator:
             self._pace += max(-change, min(change, towards - self._pace))
             if self._pace > 0:
                 self._continue(dt_s * self._pace, dt_s)
+            else:
+                self._hold()
+
+    def _hold(self) -> None:
+        with self._leader.locked() as servos:
+            for servo in servos:
+                servo.velocity = 0.0
 
     def _continue(self, share_s: float, dt_s: float) -> None:
         if self._motion is None or self._motion.over:

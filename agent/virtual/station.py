@@ -164,7 +164,8 @@ def _places(station: Station) -> str:
 
 def _sink(file: IO[str], arm: str) -> Any:
     def write(at_ns: int, goals: tuple[tuple[int, int], ...]) -> None:
-        file.write(json.dumps({"ns": at_ns, "arm": arm, "goals": dict(goals)}) + "\n")
+        rows = (json.dumps({"ns": at_ns, "arm": arm, "id": servo, "goal": raw}) for servo, raw in goals)
+        file.write("\n".join(rows) + "\n")
 
     return write
 

@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,40 +14,26 @@ from agent.virtual.arm import VirtualArm, default_calibration
 from agent.virtual.calibration import save
 from agent.virtual.faults import ReplyFault
 from agent.virtual.servo import Register, Status
-
-REACH_S = 3.0
-
-
-def until(condition: Callable[[], bool], what: str, deadline_s: float = REACH_S) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        time.sleep(0.002)
+from tests.virtual.waiting import until
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="so-", dir="/tmp") as path:
-        yield Path(path)
-
-
-@pytest.fixture
-def arm(folder: Path) -> Iterator[VirtualArm]:
+def arm(short_dir: Path) -> Iterator[VirtualArm]:
     calibration = default_calibration("so101")
-    save(folder / "virt.json", calibration)
-    with VirtualArm(folder / "dev" / "follower", calibration) as arm:
+    save(short_dir / "virt.json", calibration)
+    with VirtualArm(short_dir / "dev" / "follower", calibration) as arm:
         yield arm
 
 
-def make_follower(arm: VirtualArm, folder: Path) -> Any:
+def make_follower(arm: VirtualArm, short_dir: Path) -> Any:
     from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 
-    return SO101Follower(SO101FollowerConfig(port=str(arm.link), id="virt", calibration_dir=folder))
+    return SO101Follower(SO101FollowerConfig(port=str(arm.link), id="virt", calibration_dir=short_dir))
 
 
 @pytest.fixture
-def follower(arm: VirtualArm, folder: Path) -> Iterator[Any]:
-    robot = make_follower(arm, folder)
+def follower(arm: VirtualArm, short_dir: Path) -> Iterator[Any]:
+    robot = make_follower(arm, short_dir)
     robot.connect(calibrate=False)
     yield robot
     if robot.bus.port_handler.is_open:
@@ -56,24 +41,24 @@ def follower(arm: VirtualArm, folder: Path) -> Iterator[Any]:
 
 
 def test_the_real_follower_connects_calibrated_without_asking(
-    arm: VirtualArm, folder: Path, monkeypatch: pytest.MonkeyPatch
+    arm: VirtualArm, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_input(*_: object) -> str:
         raise AssertionError("input() was called")
 
     monkeypatch.setattr(builtins, "input", no_input)
-    robot = make_follower(arm, folder)
+    robot = make_follower(arm, short_dir)
     robot.connect()
     assert robot.is_calibrated
     robot.disconnect()
     assert not any(servo.torque_enabled for servo in arm.servos)
 
 
-def test_the_real_leader_reads_where_the_joints_are(arm: VirtualArm, folder: Path) -> None:
+def test_the_real_leader_reads_where_the_joints_are(arm: VirtualArm, short_dir: Path) -> None:
     from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
 
     arm.set_joints_deg((10, -20, 30, -40, 50, 60))
-    leader = SO101Leader(SO101LeaderConfig(port=str(arm.link), id="virt", calibration_dir=folder))
+    leader = SO101Leader(SO101LeaderConfig(port=str(arm.link), id="virt", calibration_dir=short_dir))
     leader.connect(calibrate=False)
     action = leader.get_action()
     leader.disconnect()
@@ -137,7 +122,7 @@ def test_a_missing_servo_leaves_the_others_readable(arm: VirtualArm, follower: A
 
 
 def test_an_unplugged_port_fails_and_a_replugged_one_serves_a_new_driver(
-    arm: VirtualArm, follower: Any, folder: Path
+    arm: VirtualArm, follower: Any, short_dir: Path
 ) -> None:
     import termios
 
@@ -146,7 +131,7 @@ def test_an_unplugged_port_fails_and_a_replugged_one_serves_a_new_driver(
     with pytest.raises((termios.error, OSError)):
         follower.get_observation()
     arm.port.replug()
-    again = make_follower(arm, folder)
+    again = make_follower(arm, short_dir)
     again.connect(calibrate=False)
     assert again.get_observation()
     again.disconnect()
@@ -197,9 +182,9 @@ def test_a_stalled_joint_pushes_until_its_overload_protection_trips(arm: Virtual
     assert arm.joints_deg()[0] == pytest.approx(0, abs=0.1)
 
 
-def test_a_client_may_die_and_a_new_one_open_the_port(arm: VirtualArm, follower: Any, folder: Path) -> None:
+def test_a_client_may_die_and_a_new_one_open_the_port(arm: VirtualArm, follower: Any, short_dir: Path) -> None:
     follower.bus.port_handler.ser.close()
-    again = make_follower(arm, folder)
+    again = make_follower(arm, short_dir)
     again.connect(calibrate=False)
     assert again.get_observation()
     again.disconnect()
