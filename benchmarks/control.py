@@ -1,6 +1,7 @@
 """lerobot's record loop against this agent, on the same virtual arm, in the same run.
 
-    python -m benchmarks.control [--quick] [--repeats N] [--seconds S] [--rendered] [--markdown FILE]
+    python -m benchmarks.control [--quick] [--repeats N] [--seconds S] [--all] [--rendered]
+                                 [--markdown FILE]
 
 Runs of the sides take turns; medians of them are compared. docs/benchmarks.md says how to read the table.
 """
@@ -37,6 +38,8 @@ FAST_HZ: Final = 100
 FAST_FPS: Final = 20
 """Rows a second of the 100 Hz run: the control rate must be a multiple."""
 
+FOUR: Final = "so-agent, four cameras"
+
 AGENT_SETTINGS: Final[dict[str, dict[str, Any]]] = {AGENT: {}, NORMAL: {"robot__realtime_priority": 0}}
 
 
@@ -49,32 +52,40 @@ class Bench:
         self._console = console
         self._count = 0
 
-    def side_by_side(self) -> tuple[dict[str, list[Run]], Run | None]:
-        """Every side `repeats` times, in turns; then once at 100 Hz."""
+    def side_by_side(self) -> tuple[dict[str, list[Run]], dict[str, list[Run]]]:
+        """Every side `repeats` times, in turns; then the further runs, once each."""
         rig = Rig(self._folder / "pair", rendered=self._asked.rendered)
         sides: dict[str, list[Run]] = {name: [] for name in report.SIDES}
-        fast = None
+        further: dict[str, list[Run]] = {}
         try:
             rig.start()
             if not rig.realtime and not rig.rendered:
                 self._say("No right to real-time priority here: the virtual arm adds its own delays to both sides.")
             for _ in range(self._asked.repeats):
-                sides[LEROBOT].append(self._lerobot(rig))
+                sides[LEROBOT].append(self._lerobot(rig, LEROBOT))
                 for name, settings in AGENT_SETTINGS.items():
                     sides[name].append(self._agent(rig, name, **settings))
             if not self._asked.quick:
                 settings = {"robot__control_hz": FAST_HZ, "recording__fps": FAST_FPS}
-                fast = self._agent(rig, f"so-agent at {FAST_HZ} Hz", FAST_HZ, kill_arm=False, **settings)
+                name = f"so-agent, {FAST_HZ} Hz"
+                further[name] = [self._agent(rig, name, FAST_HZ, kill_arm=False, **settings)]
+            if self._asked.all:
+                name = "so-agent, SVT-AV1"
+                further[name] = [self._agent(rig, name, kill_arm=False, recording__vcodec="libsvtav1")]
+                name = "lerobot, h264"
+                further[name] = [self._lerobot(rig, name, vcodec="h264")]
+                name = "lerobot, PNG first"
+                further[name] = [self._lerobot(rig, name, streaming=False)]
         finally:
             rig.close()
-        return sides, fast
+        return sides, further
 
     def four_cameras(self) -> Run:
         """Four synthetic 640x480 cameras at 30 fps, through real camera processes and recorder."""
         rig = Rig(self._folder / "four", cameras=4)
         try:
             rig.start()
-            return self._agent(rig, "so-agent with four cameras", kill_arm=False)
+            return self._agent(rig, FOUR, kill_arm=False)
         finally:
             rig.close()
 
@@ -92,10 +103,11 @@ class Bench:
             if "error" in run["seen"]:
                 raise BenchError(f"stock lerobot cannot open {run['dataset']}: {run['seen']['error']}")
 
-    def _lerobot(self, rig: Rig) -> Run:
-        root = self._next(LEROBOT)
+    def _lerobot(self, rig: Rig, name: str, streaming: bool = True, vcodec: str | None = None) -> Run:
+        root = self._next(name)
         file = root.with_suffix(".json")
-        file.write_text(json.dumps(asdict(LerobotRun(str(rig.file), str(root), self._asked.seconds))))
+        asked = LerobotRun(str(rig.file), str(root), self._asked.seconds, streaming, vcodec)
+        file.write_text(json.dumps(asdict(asked)))
         load = os.getloadavg()[0]
         with root.with_suffix(".log").open("wb") as log:
             done = subprocess.run(
@@ -153,6 +165,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of every side")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of every recording")
     parser.add_argument("--quick", action="store_true", help="one short run of every side, to see that it works")
+    parser.add_argument(
+        "--all", action="store_true", help="also each side with the other's codec, and lerobot with PNG"
+    )
     parser.add_argument("--rendered", action="store_true", help="drawn cameras and a station at normal priority")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
     asked = parser.parse_args(argv)
@@ -173,9 +188,10 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="so-bench-", dir="/tmp"))  # Unix sockets need a short path
     try:
         bench = Bench(asked, folder, console)
-        sides, fast = bench.side_by_side()
+        sides, further = bench.side_by_side()
         four = bench.four_cameras()
-        bench.look([run for runs in (*sides.values(), [four], [fast] if fast else []) for run in runs])
+        further[FOUR] = [four]
+        bench.look([run for runs in (*sides.values(), *further.values()) for run in runs])
     except KeyboardInterrupt:
         console.print("interrupted; everything that was started has been ended")
         return 130
@@ -184,12 +200,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    extra = {name: [run] for name, run in ((f"so-agent, {FAST_HZ} Hz", fast), ("so-agent, four cameras", four)) if run}
     tables = {
         f"Recording two 640x480 cameras at 30 fps: medians of {asked.repeats} x {asked.seconds:g} s, and the range": (
             report.comparison(sides)
         ),
-        "Further runs, once each": report.comparison(extra),
+        "Further runs, once each": report.comparison(further),
         "Aims": report.judgement(report.aims(sides, four)),
     }
     for title, lines in tables.items():
@@ -197,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     facts = machine()
     console.print(f"{facts}, {time.monotonic() - started:.0f} s", highlight=False)
     RESULTS.parent.mkdir(exist_ok=True)
-    results = {"machine": facts, "asked": vars(asked) | {"markdown": str(asked.markdown)}, "sides": sides | extra}
+    results = {"machine": facts, "asked": vars(asked) | {"markdown": str(asked.markdown)}, "sides": sides | further}
     RESULTS.write_text(json.dumps(results, indent=1))
     console.print(f"every run: {RESULTS}")
     if asked.markdown:

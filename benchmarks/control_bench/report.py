@@ -150,12 +150,15 @@ def _at_least(name: str, value: float | None, limit: float, detail: str = "") ->
 def comparison(sides: dict[str, list[Run]]) -> list[list[str]]:
     """Header and lines: metric, one column a side as `median (lowest to highest)`, and lerobot / so-agent."""
     names = [name for name in sides if sides[name]]
-    lines = [["", *names, "lerobot / so-agent"]]
+    compared = LEROBOT in names and AGENT in names
+    lines = [["", *names, *(["lerobot / so-agent"] if compared else [])]]
     for metric in METRICS:
         cells = {name: spread(sides[name], metric.of) for name in names}
         theirs, ours = cells.get(LEROBOT), cells.get(AGENT)
         times = f"{theirs.median / ours.median:.2f}" if theirs and ours and ours.median else ""
-        lines.append([metric.name, *(_cell(cells[name], metric.digits) for name in names), times])
+        lines.append(
+            [metric.name, *(_cell(cells[name], metric.digits) for name in names), *([times] if compared else [])]
+        )
     return lines
 
 

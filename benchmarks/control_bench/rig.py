@@ -134,8 +134,9 @@ class Rig:
         """When goals arrived on the follower's bus between the two moments, ascending."""
         with self.wire_log.open() as log:
             entries = (json.loads(line) for line in log if line.endswith("\n"))
-            times = (entry["ns"] for entry in entries if entry["arm"] == "follower")
-            return [at_ns for at_ns in times if begin_ns <= at_ns <= end_ns]
+            # One line a servo; those of one packet share its time.
+            times = {entry["ns"] for entry in entries if entry["arm"] == "follower"}
+        return sorted(at_ns for at_ns in times if begin_ns <= at_ns <= end_ns)
 
     def close(self) -> None:
         for process in self._processes:
