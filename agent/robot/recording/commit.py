@@ -156,11 +156,12 @@ def read_redo(folder: Path) -> Redo | None:
         return None
 
 
-def redo_is_current(redo: Redo, dataset: Path) -> bool:
+def redo_is_current(folder: Path, redo: Redo, dataset: Path) -> bool:
     """False when someone else added episodes since: then the episode has to be staged again from its journal."""
+    if not (folder / redo.moves[-1].staged).exists():
+        return True  # info.json was the last to move: nothing is left to do
     path = dataset / INFO_PATH
-    total = load_info(dataset).total_episodes if path.exists() else 0
-    return total in (redo.base_episodes, redo.base_episodes + 1)
+    return (load_info(dataset).total_episodes if path.exists() else 0) == redo.base_episodes
 
 
 @dataclass

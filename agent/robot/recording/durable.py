@@ -120,8 +120,8 @@ class Lock:
 
 
 def cannot_write(folder: Path, error: OSError) -> BadInput:
-    """The sentence for a folder that is read-only, full or not a folder."""
+    """The sentence for a folder that is read-only, full or not a folder. The error's own file name is more exact."""
     return BadInput(
-        f"Cannot write to {folder}: {os.strerror(error.errno) if error.errno else error}.",
+        f"Cannot write to {error.filename or folder}: {os.strerror(error.errno) if error.errno else error}.",
         "Make the folder writable for this user, free disk space, or set another state_dir.",
     )

@@ -64,13 +64,20 @@ RETRY_KEPT_S: Final = 30.0
 def main(config: StationConfig) -> None:
     """Entry point of the process. Leaves with the exit code of the error that stopped it."""
     torch.set_num_threads(1)  # lerobot's statistics must not take the cores that the control loop needs
-    av.logging.set_level(av.logging.ERROR)
+    quieten_encoders()
     try:
         held = lock(config)
     except AgentError as error:
         logger.error("recorder cannot start", problem=str(error))
         sys.exit(int(error.exit_code))
     Recorder(config, held).run()
+
+
+def quieten_encoders() -> None:
+    """Their banners would come with every episode."""
+    # lerobot gives libav its own log callback back after each file it probes; this level holds for that one.
+    av.logging.set_libav_level(av.logging.ERROR)
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
 
 
 class Recorder:

@@ -66,7 +66,7 @@ def finish_commits(config: StationConfig, disk: Disk, result: Repaired) -> None:
             disk.remove_folder(gone)
     for folder in sorted(config.paths.datasets.glob(f"*/{STAGE_PREFIX}*")):
         redo = read_redo(folder)
-        if redo is not None and redo_is_current(redo, folder.parent):
+        if redo is not None and redo_is_current(folder, redo, folder.parent):
             result.finished.append(complete(folder, config.paths.journal / redo.journal, disk))
         else:
             disk.remove_folder(folder)

@@ -1,0 +1,96 @@
+"""Every row has, from every camera, the newest frame that existed when the joints were read."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.clock import NS_PER_MS
+from agent.messages import Drive, Source, Tick
+from agent.robot.recording.align import Aligned, Aligner, Shot
+from agent.robot.recording.episode import TickGrid
+
+STALE_NS = 200 * NS_PER_MS
+WAIT_NS = 150 * NS_PER_MS
+
+
+def tick(read_ns: int, due_ns: int | None = None) -> Tick:
+    return Tick(0, read_ns if due_ns is None else due_ns, read_ns, Drive.FOLLOW, Source.LEADER)
+
+
+def times(least: int, most: int) -> st.SearchStrategy[list[int]]:
+    """Increasing times in milliseconds, within three seconds."""
+    return st.lists(st.integers(0, 3000), min_size=least, max_size=most, unique=True).map(sorted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(front=times(1, 60), wrist=times(1, 60), ticks=times(1, 60), late=st.lists(st.integers(0, 140), min_size=120))
+def test_rows_have_every_camera_and_never_a_frame_from_their_future(
+    front: list[int], wrist: list[int], ticks: list[int], late: list[int]
+) -> None:
+    """Whatever the order in which frames arrive, as long as they take less than the waiting time."""
+    cameras = {"front": front, "wrist": wrist}
+    arrivals: list[tuple[int, int, str, int]] = [(at, 1, "tick", at) for at in ticks]
+    for offset, (name, captures) in enumerate(cameras.items()):
+        here = 0
+        for number, capture in enumerate(captures):
+            here = max(here, capture + late[(2 * number + offset) % len(late)])  # frames of a camera stay in order
+            arrivals.append((here, 0, name, capture))
+    aligner: Aligner[int] = Aligner(dict.fromkeys(cameras, STALE_NS), WAIT_NS)
+    rows: list[Aligned[int]] = []
+    for at, _, what, ms in sorted(arrivals):
+        rows += aligner.rows((at - 1) * NS_PER_MS)
+        if what == "tick":
+            aligner.add_tick(tick(ms * NS_PER_MS))
+        else:
+            aligner.add_frame(what, Shot(ms, ms * NS_PER_MS, ms))
+    rows += aligner.rows(10_000 * NS_PER_MS)
+    assert aligner.waiting == 0
+    assert [row.tick.read_ns for row in rows] == sorted(row.tick.read_ns for row in rows)
+    expected = [at for at in ticks if all(captures[0] <= at for captures in cameras.values())]
+    assert [row.tick.read_ns // NS_PER_MS for row in rows] == expected
+    assert aligner.unseen == len(ticks) - len(expected)
+    before: dict[str, int] = {}
+    for row in rows:
+        assert row.seen.keys() == cameras.keys()
+        at = row.tick.read_ns // NS_PER_MS
+        for name, captures in cameras.items():
+            newest = max(capture for capture in captures if capture <= at)
+            assert row.seen[name].shot.frame == newest
+            assert row.seen[name].age_ns == (at - newest) * NS_PER_MS
+            assert row.seen[name].repeat == (before.get(name) == newest or at - newest > 200)
+            before[name] = newest
+
+
+def test_a_row_waits_for_a_frame_in_flight_but_not_for_ever() -> None:
+    aligner: Aligner[str] = Aligner({"front": STALE_NS}, WAIT_NS)
+    aligner.add_frame("front", Shot(1, 0, "old"))
+    aligner.add_tick(tick(40 * NS_PER_MS))
+    assert list(aligner.rows(60 * NS_PER_MS)) == []
+    aligner.add_frame("front", Shot(2, 33 * NS_PER_MS, "new"))
+    assert list(aligner.rows(70 * NS_PER_MS)) == []  # one between 33 and 40 ms may still come
+    aligner.add_frame("front", Shot(3, 66 * NS_PER_MS, "newer"))
+    [row] = aligner.rows(75 * NS_PER_MS)
+    assert row.seen["front"].shot.frame == "new"
+    aligner.add_tick(tick(100 * NS_PER_MS))
+    assert list(aligner.rows(249 * NS_PER_MS)) == []
+    [row] = aligner.rows(250 * NS_PER_MS)
+    assert row.seen["front"].shot.frame == "newer"
+
+
+def test_a_camera_that_restarts_counts_its_frames_anew_without_confusing_rows() -> None:
+    aligner: Aligner[str] = Aligner({"front": STALE_NS}, WAIT_NS)
+    aligner.add_frame("front", Shot(900, 10, "before"))
+    aligner.add_frame("front", Shot(1, 20, "after"))
+    aligner.add_frame("front", Shot(2, 20, "the same moment again"))
+    aligner.add_tick(tick(25))
+    [row] = aligner.rows(WAIT_NS + 25)
+    assert row.seen["front"].shot.frame == "after"
+
+
+@settings(max_examples=30, deadline=None)
+@given(factor=st.sampled_from([1, 2, 3, 5]), jitter=st.lists(st.floats(-0.2, 0.2), min_size=200, max_size=200))
+def test_at_a_multiple_of_the_rate_every_nth_tick_is_a_row(factor: int, jitter: list[float]) -> None:
+    fps, hz = 20, 20 * factor
+    grid = TickGrid(fps, hz)
+    dues = [round((number + jitter[number % 200] * (number > 0)) * 1e9 / hz) for number in range(150)]
+    rows = [grid.position(due, dues[0]) for due in dues]
+    assert [row for row in rows if row is not None] == list(range((149 // factor) + 1))
