@@ -17,6 +17,7 @@ STATE_ROOT = Path("~/.local/state/so-agent")
 
 AGENT_SOCKET = "agent.sock"
 ARM_SOCKET = "arm.ctl"
+VIRTUAL_SOCKET = "virtual.sock"
 
 HOW_TO_NAME = "Name the station with `-c FILE` (or SO_AGENT_CONFIG), or its socket with `--socket PATH`."
 
@@ -35,6 +36,17 @@ def answers(path: Path) -> bool:
 def known_run_dirs() -> Iterator[Path]:
     """The socket folders of all stations below the usual place."""
     yield from sorted(STATE_ROOT.expanduser().glob("*/run"))
+
+
+def _the_only(name: str, what: str) -> Path:
+    running = [folder / name for folder in known_run_dirs() if answers(folder / name)]
+    match running:
+        case [only]:
+            return only
+        case []:
+            raise NotRunning(f"No {what} runs below {STATE_ROOT}.", HOW_TO_NAME)
+        case _:
+            raise BadInput(f"More than one {what} runs: {', '.join(map(str, running))}.", HOW_TO_NAME)
 
 
 class Station:
@@ -57,14 +69,15 @@ class Station:
             return Path(self.socket).expanduser()
         if self.config:
             return self.load().paths.agent_socket
-        running = [folder / AGENT_SOCKET for folder in known_run_dirs() if answers(folder / AGENT_SOCKET)]
-        match running:
-            case [only]:
-                return only
-            case []:
-                raise NotRunning(f"No agent runs for a station below {STATE_ROOT}.", HOW_TO_NAME)
-            case _:
-                raise BadInput(f"Several agents run: {', '.join(map(str, running))}.", HOW_TO_NAME)
+        return _the_only(AGENT_SOCKET, "agent")
+
+    def virtual_socket(self) -> Path:
+        """The control socket of the virtual station, found in the same way."""
+        if self.socket:
+            return Path(self.socket).expanduser().with_name(VIRTUAL_SOCKET)
+        if self.config:
+            return self.load().paths.virtual_ctl
+        return _the_only(VIRTUAL_SOCKET, "virtual station")
 
     def arm_sockets(self) -> list[Path]:
         """The arm processes' own sockets. Of every arm that is found when no station was named: an

@@ -66,19 +66,18 @@ def virtual_station(
 
 
 def inject(
-    request: Annotated[str, typer.Argument(metavar="JSON", help="What to do; see docs/command-line.md.")],
+    request: Annotated[str, typer.Argument(metavar="JSON", help="What to do; see docs/virtual-station.md.")],
 ) -> None:
     """Make the virtual station fail in one way, or ask it for its state. Never touches hardware."""
-    from agent.virtual.client import inject as ask
+    from agent.virtual.client import ask
 
-    config = invocation().load()
     try:
         payload = json.loads(request)
     except ValueError as error:
         raise BadInput(f"Not JSON: {error}.", INJECT_EXAMPLE) from error
     if not isinstance(payload, dict):
         raise BadInput(f"Expected a JSON object, found {request:.40}.", INJECT_EXAMPLE)
-    answer = ask(config, payload)
+    answer = ask(invocation().virtual_socket(), payload)
     answer.pop("ok", None)
     invocation().show(answer, json.dumps(answer, indent=2) if answer else "Done.")
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 from typing import Any, Final
 
 from agent.config import StationConfig
@@ -11,8 +12,12 @@ TIMEOUT_S: Final = 10.0
 
 
 def inject(config: StationConfig, payload: dict[str, Any]) -> dict[str, Any]:
+    """Ask the virtual station of this configuration."""
+    return ask(config.paths.virtual_ctl, payload)
+
+
+def ask(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
     """Send one request and return its answer. Raises NotRunning, or BadInput with the station's own sentence."""
-    path = config.paths.virtual_ctl
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(TIMEOUT_S)
         try:

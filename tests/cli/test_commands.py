@@ -61,7 +61,7 @@ def test_the_only_running_agent_is_found_without_being_named(cli: Cli, short_dir
         with Agent(states / "b" / "run" / "agent.sock", {}):
             several = cli("hold")
     assert several.code == Exit.BAD_INPUT
-    assert "Several agents run" in several.err
+    assert "More than one agent runs" in several.err
     nobody = cli("hold")
     assert nobody.code == Exit.NOT_RUNNING
     assert "--socket" in nobody.err
