@@ -20,6 +20,7 @@ from agent.messages import ArmCommand, ArmEstop, ArmHandover, ArmReply, ArmRepor
 from agent.robot import estop
 from agent.robot.control import Control
 from agent.robot.mailbox import Mailbox
+from agent.robot.pacing import prefer
 from agent.telemetry import logger
 from agent.transport import CommandClient, CommandServer
 
@@ -86,6 +87,7 @@ def _alive(pid: int) -> bool:
 
 def _serve(config: StationConfig, clock: Clock, mailbox: Mailbox, leaving: threading.Event) -> None:
     """Answer commands. Never waits for one reply before looking at the next command: it may be an e-stop."""
+    prefer(min(config.robot.realtime_priority, 1))  # an e-stop must get through a busy host
     server: CommandServer[ArmCommand] = CommandServer(config.paths.arm_ctl, ArmCommand)
     waiting: list[tuple[list[bytes], Future[ArmReply]]] = []
     while not leaving.is_set() or waiting:

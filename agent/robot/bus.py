@@ -5,6 +5,7 @@ or a release: lerobot's `read` and `write` raise on them although the servo did 
 such a motor missing.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -107,11 +108,13 @@ class ServoBus:
     def settings(self) -> dict[str, Settings]:
         """What every servo keeps. Raises DeviceFault naming those that do not answer, and where to look."""
         found: dict[str, Settings] = {}
-        for name in JOINTS:
-            try:
-                found[name] = Settings.parse(self._block(name, SETTINGS, TRIES if found else 1))
-            except NoReply:
-                continue
+        for attempt in range(TRIES):
+            for name in JOINTS:
+                if name not in found:
+                    with contextlib.suppress(NoReply):
+                        found[name] = Settings.parse(self._block(name, SETTINGS, tries=1))
+            if attempt == 0 and not found:
+                break  # a silent bus is asked once: there is no power, and the next attempt to connect comes soon
         if missing := [name for name in JOINTS if name not in found]:
             raise _missing(missing)
         for name, servo in found.items():
@@ -156,10 +159,13 @@ class ServoBus:
 
     def write_goals(self, counts: Mapping[str, int]) -> None:
         """Send goals. Unacknowledged: a silent bus takes them without complaint."""
+        self._sync_write("Goal_Position", counts)
+
+    def _sync_write(self, register: str, values: Mapping[str, int]) -> None:
         try:
-            self.arm.bus.sync_write("Goal_Position", dict(counts), normalize=False)
+            self.arm.bus.sync_write(register, dict(values), normalize=False)
         except ConnectionError as error:
-            raise NoReply("The goals could not be sent.") from error
+            raise NoReply(f"{register} could not be sent.") from error
 
     def write(self, register: str, name: str, value: int) -> None:
         """Write one register and leave the proof to the caller, who reads it back."""
@@ -188,16 +194,23 @@ class ServoBus:
     def release(self, names: Iterable[str] = JOINTS) -> list[str]:
         """Torque off on every servo, verified. Returns those that could not be released; raises only PortLost.
 
-        lerobot's own `disable_torque` stops at the first servo that fails and leaves the others under torque.
+        One packet tells all of them at once, whether or not they answer; lerobot's own `disable_torque` goes from
+        servo to servo and stops at the first that fails, the others staying under torque.
         """
         names = list(names)
-        for name in names:  # first all of them, then the proof: no servo waits for another's time-outs
-            self.write("Torque_Enable", name, 0)
+        self._sync_write("Torque_Enable", dict.fromkeys(names, 0))
+        try:
+            released = {name for name, live in self.live(tries=1).items() if not live.torque_on}
+        except NoReply:
+            released = set()
         failed = []
         for name in names:
+            if name in released:
+                continue
             try:
-                if self.live_of(name).torque_on:
-                    self.set_torque(name, on=False)
+                self.write("Torque_Enable", name, 0)
+                if self.live_of(name, tries=1).torque_on:
+                    failed.append(name)
             except NoReply:
                 failed.append(name)
         return failed

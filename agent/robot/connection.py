@@ -31,13 +31,14 @@ class Connection:
         self._clock = clock
         self._health = health
         self._on_lost = on_lost
-        self._attempts = 0
+        self._failures = 0
         self._attempt_ns = 0
         self._answered_ns = 0
         self._polled = 0
         self.polled_ns = 0
         self.follower: Follower | None = None
         self.reason = "connecting"
+        self.attempts = 0  # to connect, since start
         self.errors = 0  # failed reads since start
         self.reconnects = 0
         self.measured_ns = 0  # when the joints were last read
@@ -52,11 +53,12 @@ class Connection:
         """One attempt, when one is due. With `release` every servo that answers loses its torque."""
         if self._clock.now_ns() < self._attempt_ns:
             return None
+        self.attempts += 1
         try:
             follower = Follower.connect(self._config, release)
         except AgentError as error:
-            pause_s = RECONNECT_S[min(self._attempts, len(RECONNECT_S) - 1)]
-            self._attempts += 1
+            pause_s = RECONNECT_S[min(self._failures, len(RECONNECT_S) - 1)]
+            self._failures += 1
             self._attempt_ns = self._clock.now_ns() + nanoseconds(pause_s)
             if self.reason != str(error):
                 logger.warning("follower not connected", reason=str(error))
@@ -119,7 +121,7 @@ class Connection:
             return
         self.close()
         self._health.forget()
-        self._attempts = 0
+        self._failures = 0
         self._attempt_ns = self._clock.now_ns() + nanoseconds(RECONNECT_S[0])
         self.reason = reason
         logger.warning("follower lost", reason=reason)

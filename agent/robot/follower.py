@@ -154,14 +154,17 @@ class Follower:
         return [name for name in JOINTS if name not in stopped]
 
     def _live(self) -> dict[str, Live]:
-        """Every servo that answers: all at once, or one by one when some are missing."""
+        """Every servo that answers: all at once, or one by one when some are missing.
+
+        No retries: an e-stop must not wait for a servo that is gone. What stays unproved is stopped again.
+        """
         try:
-            return self._bus.live()
+            return self._bus.live(tries=1)
         except NoReply:
             found = {}
             for name in JOINTS:
                 with contextlib.suppress(NoReply):
-                    found[name] = self._bus.live_of(name, tries=2)
+                    found[name] = self._bus.live_of(name, tries=1)
             return found
 
     def refresh(self) -> None:

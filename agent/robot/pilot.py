@@ -75,6 +75,7 @@ class Pilot:
         self._release_wanted = False
         self._leaving: str | None = None
         self._leave_by_ns = 0
+        self._leave_attempts = 0  # to connect, made before leaving began
         self.alone = False  # the supervisor is gone
         self.busy = False  # something was done that may take longer than a period
         self.done = False  # the process may exit
@@ -194,8 +195,11 @@ class Pilot:
             self._mind_leaving(now)
 
     def _mind_leaving(self, now: int) -> None:
-        if self.drive in (Drive.OFFLINE, Drive.ESTOP):
-            self.done = True  # an e-stopped arm is left as it is: latched, and not to be moved
+        if self.drive is Drive.ESTOP:
+            self.done = True  # left as it is: latched, and not to be moved
+        elif self.drive is Drive.OFFLINE:
+            self._release_wanted = True  # one more attempt: perhaps some of the servos can be reached
+            self.done = self.bus.attempts > self._leave_attempts
         elif self.drive is Drive.LIMP:
             self.done = not self._release_wanted or now > self._leave_by_ns + nanoseconds(RELEASE_S)
         elif self.drive is not Drive.PARK or now > self._leave_by_ns:
@@ -254,7 +258,10 @@ class Pilot:
     # --- changes of drive ---
 
     def change(self, drive: Drive, cause: str) -> None:
-        """Do what a command asks for. Raises EstopLatched, Refused or DeviceFault, having changed nothing."""
+        """Do what a command asks for. Raises EstopLatched, Refused or DeviceFault, and then nothing has changed.
+
+        Only a release that fails is different: it goes on being tried.
+        """
         if self._latch:
             raise EstopLatched(f"The emergency stop is latched: {self._latch.cause}.", "Run `so-agent reset` first.")
         if self._leaving and drive is not Drive.LIMP:
@@ -286,6 +293,7 @@ class Pilot:
         """Park, release, exit."""
         self._leaving = cause
         self._leave_by_ns = self._clock.now_ns()
+        self._leave_attempts = self.bus.attempts
         if self.drive not in TORQUED:
             return
         try:

@@ -81,11 +81,14 @@ class GuardedPort(scs.PortHandler):  # type: ignore[misc]
         self.is_using = False
         if self.ser is None:
             return
-        fd = self.ser.fd
+        # close() may wait for bytes that nobody takes. The device may be gone, and the descriptor with it.
+        with contextlib.suppress(OSError, termios.error, TypeError):
+            termios.tcflush(self.ser.fd, termios.TCIOFLUSH)
         try:
             self.ser.close()
         except (OSError, termios.error):
-            # A vanished device makes close() fail half-way and leaves the descriptor open.
+            # Not closed twice: by the time the object is collected, the number belongs to another file.
+            fd, self.ser.fd, self.ser.is_open = self.ser.fd, None, False
             with contextlib.suppress(OSError, TypeError):
                 os.close(fd)
 

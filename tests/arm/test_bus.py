@@ -1,9 +1,11 @@
 """The guards around lerobot's driver, on the wire."""
 
 import fcntl
+import gc
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -27,7 +29,7 @@ def config(make_config: Callable[..., StationConfig]) -> StationConfig:
 
 
 @pytest.fixture
-def arm(config: StationConfig) -> Iterator[VirtualArm]:
+def arm(config: StationConfig, hardware: None) -> Iterator[VirtualArm]:
     with VirtualArm(config.robot.follower.port, default_calibration("so101")) as arm:
         yield arm
 
@@ -133,14 +135,48 @@ def test_a_vanished_port_is_one_kind_of_error_and_closes_cleanly(bus: ServoBus, 
     assert not bus.arm.is_connected, "or lerobot's destructor would switch the torque off"
 
 
-def test_a_silent_bus_costs_its_timeout_and_no_more(bus: ServoBus, arm: VirtualArm) -> None:
-    import time
+def test_replugging_leaks_no_descriptor_and_closes_none_of_another(config: StationConfig, arm: VirtualArm) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        bus = ServoBus(config, "follower")
+        bus.open()
+        arm.port.unplug()
+        with pytest.raises(PortLost):
+            bus.positions()
+        bus.close()
+        del bus
+        gc.collect()
+        arm.port.replug()
+        fresh = ServoBus(config, "follower")
+        fresh.open()
+        fresh.positions()
+        fresh.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
+
+def test_a_silent_bus_costs_its_timeout_and_no_more(bus: ServoBus, arm: VirtualArm) -> None:
     arm.faults.add("drop")
     begin = time.monotonic()
     with pytest.raises(NoReply):
         bus.positions()
     assert 0.014 < time.monotonic() - begin < 0.05  # lerobot's default: 50 ms a try, three tries
+
+
+def test_a_port_that_takes_no_bytes_is_given_up_and_closes(config: StationConfig) -> None:
+    master, slave = os.openpty()
+    config.robot.follower.port.symlink_to(os.ttyname(slave))
+    bus = ServoBus(config, "follower")
+    bus.open()
+
+    def fill() -> None:
+        for _ in range(100_000):  # until the terminal's buffer is full
+            bus.write_goals(dict.fromkeys(JOINTS, 2000))
+
+    with pytest.raises(PortLost):
+        fill()
+    bus.close()
+    os.close(slave)
+    os.close(master)
 
 
 def test_a_port_that_does_not_exist_is_named(config: StationConfig) -> None:

@@ -1,11 +1,14 @@
 """What a person sees the arm do, command by command."""
 
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from agent.errors import EstopLatched, Refused
 from agent.messages import ArmEstop, ArmQuery, ArmReset, ArmShutdown, Drive, Source
+from agent.virtual.servo import Register
 from tests.arm.bench import Bench, biggest_difference
 
 POSE = (20.0, -30.0, 30.0, 10.0, 5.0, 50.0)
@@ -139,11 +142,15 @@ def test_an_estop_reaches_the_bus_within_100_ms_from_every_drive(bench: Bench, d
     ROADS[drive](bench)
     bench.wait(lambda report: report.drive is drive, 2)
     torque = bench.torque()
-    began_ns = bench.last.at_ns
+    began_ns = time.monotonic_ns()
     report = bench.ask(ArmEstop("test"))
     assert report.drive is Drive.ESTOP
     assert report.estop_verified is True
-    assert report.at_ns - began_ns < 600e6  # within a report's interval: the reply is fresh
+    assert report.at_ns - began_ns < 100e6  # the report is made after reading back
+    assert bench.follower.goals.packets()[-1][0] - began_ns < 100e6 if any(torque) else True
+    with bench.follower.locked() as servos:
+        for servo in servos:
+            assert not servo.torque_enabled or abs(servo.get(Register.GOAL_POSITION) - servo.present_position()) < 25
     assert bench.torque() == torque  # hold: torque stays as it was
     mark = bench.follower.goals.count
     bench.wait_for_ticks(10)
@@ -155,10 +162,31 @@ def test_an_estop_reaches_the_bus_within_100_ms_from_every_drive(bench: Bench, d
     assert bench.biggest_step_deg(mark) < 0.5
 
 
-def test_a_limp_estop_releases_every_servo(make_bench: Callable[..., Bench]) -> None:
+def test_a_limp_estop_releases_every_servo_within_100_ms(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(safety={"estop": "limp"})
     bench.start()
     bench.drive(Drive.HOLD)
+    began_ns = time.monotonic_ns()
     report = bench.ask(ArmEstop("test"))
     assert report.estop_verified is True
+    assert report.at_ns - began_ns < 100e6
     assert bench.torque() == [False] * 6
+    assert bench.ask(ArmReset("test")).drive is Drive.LIMP
+
+
+def test_an_estop_gets_through_while_no_servo_answers(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(safety={"estop": "limp"})
+    bench.start()
+    bench.drive(Drive.HOLD)
+    bench.follower.faults.add("drop")
+    bench.wait_until(lambda: bench.ticks[-1].measured is None, 1)
+    sender = threading.Thread(target=bench.ask, args=(ArmEstop("test"),))
+    begin = time.monotonic()
+    sender.start()
+    while any(bench.torque()) and time.monotonic() - begin < 1:
+        time.sleep(0.001)
+    assert time.monotonic() - begin < 0.1
+    sender.join()
+    assert bench.last.estop_verified is False
+    bench.follower.faults.clear()
+    bench.wait(lambda report: report.estop_verified is True, 2.5)

@@ -137,7 +137,7 @@ def test_an_unplugged_cable_is_noticed_within_300_ms_and_the_arm_is_adopted_with
     before = bench.follower.joints_deg()
     bench.follower.port.unplug()
     assert bench.wait(lambda report: report.drive is Drive.OFFLINE, 2) < 0.3
-    bench.leader.set_joints_deg((-60.0, 20.0, -20.0, 0.0, 0.0, 50.0))
+    bench.leader.set_joints_deg((0.0, -10.0, 10.0, 0.0, 0.0, 50.0))
     bench.follower.port.replug()
     bench.wait(lambda report: report.drive is Drive.HOLD and report.bus_connected, 2.5)
     bench.wait_for_ticks(10)

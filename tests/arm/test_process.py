@@ -10,7 +10,7 @@ import pytest
 
 from agent.config import StationConfig
 from agent.errors import DeviceFault
-from agent.messages import ArmEstop, ArmHandover, ArmQuery, ArmReset, Drive
+from agent.messages import ArmEstop, ArmHandover, ArmQuery, ArmReset, ArmShutdown, Drive
 from agent.virtual.calibration import save
 from tests.arm.bench import Bench, Nursery, biggest_difference
 
@@ -112,6 +112,16 @@ def test_sigterm_parks_and_releases(make_bench: Callable[..., Bench]) -> None:
     os.kill(pid, signal.SIGTERM)
     assert bench.ended(pid) == 0
     assert bench.torque() == [False] * 6
+
+
+def test_leaving_with_a_servo_missing_releases_the_others(bench: Bench) -> None:
+    pid = bench.start()
+    bench.drive(Drive.HOLD)
+    bench.follower.servo(2).present = False
+    bench.wait(lambda report: report.drive is Drive.OFFLINE, 1)
+    bench.ask(ArmShutdown("test"))
+    assert bench.ended(pid) == 0
+    assert bench.torque() == [False, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("hz", [30, 100])
