@@ -144,22 +144,24 @@ class Demo:
 
     def print_outcome(self) -> None:
         console = Console()
-        table = Table(title="Recorded by lerobot's own drivers on a virtual arm", title_justify="left")
-        for name in ("episode", "task", "frames", "seconds", "rate", "dropped", "repeats", "period error p99"):
-            table.add_column(name, justify="left" if name == "task" else "right")
-        p99 = self._timing.get("period_error_p99_ms")
+        table = Table(title=f"{TASK!r}, recorded by lerobot's own drivers on a virtual arm", title_justify="left")
+        for name in ("episode", "frames", "rate", "dropped ticks", "repeated frames"):
+            table.add_column(name, justify="right", no_wrap=True)
         for about in self._episodes():
             table.add_row(
                 str(about["episode"]),
-                about["task"],
                 str(about["frames"]),
-                f"{about['seconds']:.1f}",
                 f"{about['rate_hz']:.3f} Hz",
                 str(sum(gap["missing"] for gap in about["gaps"])),
                 ", ".join(f"{name} {camera['repeats']}" for name, camera in about["cameras"].items()),
-                "-" if p99 is None else f"{p99:.2f} ms",
             )
         console.print(table)
+        if self._timing:
+            console.print(
+                f"Period error of the control loop: p50 {self._timing['period_error_p50_ms']:.2f} ms, "
+                f"p99 {self._timing['period_error_p99_ms']:.2f} ms ({self._timing['scheduling']})",
+                highlight=False,
+            )
         paths = Table.grid(padding=(0, 2))
         paths.add_row("dataset", str(self.config.paths.dataset))
         for path in self.pictures:
