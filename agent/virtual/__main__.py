@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agent.config import load
 from agent.errors import AgentError
+from agent.virtual.scene import COLOURS, CUBES, DISCS
 from agent.virtual.station import run
 
 
@@ -17,6 +18,9 @@ def main() -> int:
     parser.add_argument("--no-cameras", action="store_true", help="arms only")
     parser.add_argument("--wire-log", type=Path, help="append every goal on the wire to this file, one JSON a line")
     parser.add_argument("--pace", action="store_true", help="replies take as long as at 1 Mbaud")
+    for kind, usual in (("disc", DISCS), ("cube", CUBES)):
+        text = f"a colour; may be given again (default {', '.join(usual)})"
+        parser.add_argument(f"--{kind}", action="append", choices=sorted(COLOURS), help=text)
     asked = parser.parse_args()
     try:
         run(
@@ -26,6 +30,8 @@ def main() -> int:
             cameras=not asked.no_cameras,
             wire_log=asked.wire_log,
             paced=asked.pace,
+            discs=tuple(asked.disc or DISCS),
+            cubes=tuple(asked.cube or CUBES),
         )
     except AgentError as error:
         sys.stderr.write(f"{error}\n")

@@ -80,6 +80,10 @@ class PlantThread:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
     def real_time_factor(self) -> float:
         """Simulated over real seconds since the start; 1 unless the host is too slow."""
         return self.simulated_s / max(self._step_s, time.monotonic() - self._started_s)

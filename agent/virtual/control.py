@@ -61,6 +61,7 @@ class SceneRequest(_Strict, frozen=True):
 class OperatorRequest(_Strict, frozen=True):
     pose: Annotated[tuple[float, ...], Meta(min_length=6, max_length=6)] | None = None
     task: Task | None = None
+    disc: str | None = None  # which one the task is about; null: each in turn
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"replug": "return"}):
@@ -199,11 +200,11 @@ class Controller:
                 self._operator.pause()
             case "resume":
                 self._operator.resume()
-            case OperatorRequest(pose, task):
+            case OperatorRequest(pose, task, disc):
                 if pose is None and task is None:
                     raise BadInput("The operator was given neither a pose nor a task.", "Give one of them.")
                 if task is not None:
-                    self._operator.set_task(task)
+                    self._operator.set_task(task, disc)
                     self._operator.resume()
                 if pose is not None:
                     self._operator.go_to(pose)

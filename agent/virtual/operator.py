@@ -106,6 +106,7 @@ class Operator:
         self._errand = False  # the script under way is a commanded pose
         self.paused = False
         self.task = task
+        self._target: str | None = None  # the disc to use; None: each in turn
         self.cycles = 0  # finished
         self.skipped = 0  # objects that lay out of reach
         leader.set_joints_deg(REST)
@@ -131,10 +132,12 @@ class Operator:
             self._errand = False
             self.paused = False
 
-    def set_task(self, task: Task) -> None:
-        """From the next cycle on; one that is planned but not begun is planned again."""
+    def set_task(self, task: Task, disc: str | None = None) -> None:
+        """From the next cycle on; one that is planned but not begun is planned again. No disc: each in turn."""
+        if disc is not None and disc not in self._dynamics.scene.discs:
+            raise BadInput(f"There is no {disc!r} on the table.", f"Discs: {', '.join(self._dynamics.scene.discs)}.")
         with self._lock:
-            self.task = task
+            self.task, self._target = task, disc
             self._thought = None
 
     def go_to(self, pose: Sequence[float]) -> None:
@@ -225,8 +228,12 @@ class Operator:
         yield from acts[task]()
         yield Move("going back", (READY, REST), dwell_s=0.6)
 
+    def _disc(self) -> str:
+        discs = self._dynamics.scene.discs
+        return self._target or discs[self.cycles % len(discs)]
+
     def _touch(self) -> Iterator[Move]:
-        disc = self._dynamics.scene.discs[self.cycles % len(self._dynamics.scene.discs)]
+        disc = self._disc()
         x, y, _ = self._dynamics.objects()[disc]
         down = self._kinematics.line((x, y, HOVER_M), (x, y, TOUCH_M))
         if not down:
@@ -238,7 +245,7 @@ class Operator:
 
     def _push(self) -> Iterator[Move]:
         scene, objects = self._dynamics.scene, self._dynamics.objects()
-        cube, disc = scene.cubes[self.cycles % len(scene.cubes)], scene.discs[self.cycles % len(scene.discs)]
+        cube, disc = scene.cubes[self.cycles % len(scene.cubes)], self._disc()
         (cx, cy, _), (dx, dy, _) = objects[cube], objects[disc]
         apart = math.hypot(dx - cx, dy - cy)
         ux, uy = (dx - cx) / max(apart, 1e-6), (dy - cy) / max(apart, 1e-6)
@@ -259,7 +266,7 @@ class Operator:
 
     def _pick(self) -> Iterator[Move]:
         scene, objects = self._dynamics.scene, self._dynamics.objects()
-        cube, disc = scene.cubes[self.cycles % len(scene.cubes)], scene.discs[self.cycles % len(scene.discs)]
+        cube, disc = scene.cubes[self.cycles % len(scene.cubes)], self._disc()
         yaw = self._dynamics.object_yaw(cube)
         fetch = self._over_and_down(objects[cube], yaw)
         put = self._over_and_down(objects[disc], yaw)

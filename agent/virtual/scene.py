@@ -25,6 +25,10 @@ COLOURS: Final = {
     "white": (0.95, 0.95, 0.95, 1.0),
 }
 
+DISCS: Final = ("blue",)
+CUBES: Final = ("red",)
+"""What lies on the table unless asked for otherwise. A colour may be used once as a disc and once as a cube."""
+
 REACH_M: Final = (0.19, 0.30)  # from the pan axis: a fingertip pointing down gets there
 SECTOR_DEG: Final = 45.0  # to either side of straight ahead
 SEPARATION_M: Final = 0.075  # centre to centre: a disc's radius, a cube's half diagonal, and room for the jaws
@@ -49,8 +53,8 @@ class SceneModel:
     def __init__(
         self,
         arm: ArmModel,
-        discs: tuple[str, ...] = ("blue",),
-        cubes: tuple[str, ...] = ("red",),
+        discs: tuple[str, ...] = DISCS,
+        cubes: tuple[str, ...] = CUBES,
     ) -> None:
         self.arm = arm
         self.discs = tuple(f"{colour} disc" for colour in discs)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -18,7 +19,7 @@ from agent.virtual.cameras import Cameras, CameraSpec
 from agent.virtual.control import Controller, parse
 from agent.virtual.dynamics import Dynamics
 from agent.virtual.operator import REST, Operator
-from agent.virtual.scene import SceneModel
+from agent.virtual.scene import CUBES, DISCS, SceneModel
 
 STEP_S: Final = 0.004  # two steps of the simulation
 SWITCH_S: Final = 0.0001  # a bus thread must not wait Python's usual 5 ms for the interpreter lock
@@ -42,6 +43,10 @@ class _ControlServer(socketserver.ThreadingUnixStreamServer):
 
     def __init__(self, path: Path, controller: Controller) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if _answers(path):
+            raise BadInput(
+                f"A virtual station already serves {path}.", "Stop it, or give this one another state_dir or run_dir."
+            )
         path.unlink(missing_ok=True)
         self._controller = controller
         self._path = path
@@ -54,9 +59,13 @@ class _ControlServer(socketserver.ThreadingUnixStreamServer):
             return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint}
 
     def close(self) -> None:
-        self.shutdown()
         self.server_close()
         self._path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 class Station:
@@ -71,6 +80,8 @@ class Station:
         cameras: bool = True,
         wire_log: Path | None = None,
         paced: bool = False,
+        discs: tuple[str, ...] = DISCS,
+        cubes: tuple[str, ...] = CUBES,
     ) -> None:
         self._closing = contextlib.ExitStack()
         paths, robot = config.paths, config.robot
@@ -81,7 +92,7 @@ class Station:
             paced=paced,
         )
         self.arms = {"follower": self.follower}
-        scene = SceneModel(robot.model)
+        scene = SceneModel(robot.model, discs, cubes)
         self.dynamics = Dynamics(scene, self.follower, seed)
         self.dynamics.place_arm(REST)
         plants: list[Plant] = [self.dynamics]
@@ -105,6 +116,8 @@ class Station:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            server = _ControlServer(self._socket_path, self.controller)  # first: it refuses a second station
+            stack.callback(server.close)
             self._log_goals(stack)
             if self.operator:
                 stack.callback(self.operator.close)
@@ -116,9 +129,8 @@ class Station:
             for arm in self.arms.values():
                 arm.port.replug()
                 stack.callback(arm.port.unplug)
-            server = _ControlServer(self._socket_path, self.controller)
-            stack.callback(server.close)
             threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
+            stack.callback(server.shutdown)
             self._closing = stack.pop_all()
         return self
 
@@ -143,18 +155,31 @@ def run(
     cameras: bool = True,
     wire_log: Path | None = None,
     paced: bool = False,
+    discs: tuple[str, ...] = DISCS,
+    cubes: tuple[str, ...] = CUBES,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Call it from the main thread of a process of its own."""
     sys.setswitchinterval(SWITCH_S)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with Station(config, seed=seed, stamp=stamp, cameras=cameras, wire_log=wire_log, paced=paced) as station:
+    with Station(
+        config,
+        seed=seed,
+        stamp=stamp,
+        cameras=cameras,
+        wire_log=wire_log,
+        paced=paced,
+        discs=discs,
+        cubes=cubes,
+    ) as station:
         sys.stdout.write(f"virtual station ready: {config.station} ({config.robot.model}), {_places(station)}\n")
         sys.stdout.flush()
         while not stop.wait(WATCH_S):
             if station.cameras and not station.cameras.alive:
                 raise AgentError("The virtual cameras stopped drawing.", "See the error above.")
+            if not station.plant.alive:
+                raise AgentError("The virtual mechanics stopped.", "See the error above.")
 
 
 def _places(station: Station) -> str:

@@ -180,6 +180,26 @@ def test_the_jaws_grasp_the_cube_and_lift_it(model: ArmModel) -> None:
     assert bench.dynamics.scene_seed != 3  # the table is laid anew for the next cycle
 
 
+def test_a_table_may_hold_several_discs_and_the_operator_is_told_which() -> None:
+    arm = VirtualArm(NOWHERE, default_calibration("so101"), moved=False)
+    leader = VirtualArm(NOWHERE, default_calibration("so101", "leader"), moved=False)
+    dynamics = Dynamics(SceneModel("so101", discs=("blue", "green"), cubes=("red", "white")), arm, seed=1)
+    operator = Operator(leader, dynamics)
+    operator.set_task(Task.TOUCH, "green disc")
+    doings: list[str] = []
+    try:
+        for _ in range(round(6 / DT_S)):
+            operator.step(DT_S)
+            until(lambda: not operator.thinking, "the operator knows what to do")
+            if operator.doing not in doings[-1:]:
+                doings.append(operator.doing)
+    finally:
+        operator.close()
+    assert "onto the green disc" in doings
+    assert not any("blue" in doing for doing in doings)
+    assert len(dynamics.objects()) == 4
+
+
 def test_a_cube_is_pushed_by_the_arm_and_not_passed_through() -> None:
     bench = Bench("so101")
     kinematics = Kinematics(bench.scene)

@@ -336,6 +336,7 @@ def test_the_operator_moves_the_leader_at_human_speed_and_stops_when_paused(
         ({"operator": {"pose": [0, 60, 60, 60, 0, 5]}}, "hit the table"),
         ({"operator": {"pose": [170, 0, 0, 0, 0, 5]}}, "shoulder_pan cannot go to 170"),
         ({"operator": "dance"}, "operator"),
+        ({"operator": {"task": "touch", "disc": "pink disc"}}, "no 'pink disc'"),
     ],
 )
 def test_what_cannot_be_injected_is_refused_in_a_sentence(
@@ -358,6 +359,15 @@ def test_an_existing_calibration_is_used_and_a_missing_one_is_made(short_dir: Pa
     with Station(config, cameras=False) as station:
         assert station.follower.calibration["elbow_flex"]["homing_offset"] == 321
         assert load(path) == made
+
+
+def test_a_second_station_on_the_same_folder_is_refused_and_the_first_goes_on(
+    station: Station, config: StationConfig
+) -> None:
+    with pytest.raises(BadInput, match="already serves"), Station(config, cameras=False):
+        pass
+    assert inject(config, {"state": True})["ok"]
+    assert config.robot.follower.port.exists()
 
 
 def test_without_a_station_the_client_says_how_to_start_one(make_config: Any) -> None:
