@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from agent.config import ParkPose
 from agent.virtual.arm import VirtualArm, default_calibration
 from agent.virtual.arm_model import ArmModel
 from agent.virtual.dynamics import Dynamics
@@ -94,6 +95,15 @@ def test_positive_joint_values_move_as_lerobots_do(model: ArmModel) -> None:
     assert kinematics.forward((0, 20, 0, 0, 0, 5), "grasp")[0] > x  # leans forward
     assert kinematics.forward((0, 0, 20, 0, 0, 5), "grasp")[2] < z  # bends down
     assert kinematics.forward((0, 0, 0, 20, 0, 5), "grasp")[2] < z  # nods down
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_configured_park_pose_and_the_operators_rest_keep_clear_of_the_table(model: ArmModel) -> None:
+    kinematics = Kinematics(SceneModel(model))
+    park = ParkPose()
+    pose = (park.shoulder_pan, park.shoulder_lift, park.elbow_flex, park.wrist_flex, park.wrist_roll, park.gripper)
+    assert kinematics.lowest_m(pose) > 0.003
+    assert kinematics.lowest_m(REST) > 0.003
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -85,7 +85,8 @@ def make_camera(config: StationConfig, name: str, timeout_ms: int = 2000) -> Any
 @pytest.fixture
 def front(station: Station, config: StationConfig) -> Iterator[Any]:
     camera = make_camera(config, "front")
-    camera.connect()
+    camera.connect(warmup=False)
+    camera.async_read(timeout_ms=3000)
     yield camera
     camera.disconnect()
 
