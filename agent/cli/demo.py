@@ -114,7 +114,7 @@ class Demo:
                 f"{len(committed)} of {episodes} episodes were recorded: {said}",
                 f"See the logs in {self.folder / 'logs'}.",
             )
-        self._done(f"Recorded {episodes} episodes of {TASK!r}")
+        self._done(f"Recording {episodes} episodes")
 
     def finish(self) -> None:
         """Park, stop both programs, draw the pictures."""
@@ -144,7 +144,7 @@ class Demo:
 
     def print_outcome(self) -> None:
         console = Console()
-        table = Table(title=f"{TASK!r}, recorded by lerobot's own drivers on a virtual arm", title_justify="left")
+        table = Table(title=f"Recorded: {TASK!r}", title_justify="left")
         for name in ("episode", "frames", "rate", "dropped ticks", "repeated frames"):
             table.add_column(name, justify="right", no_wrap=True)
         for about in self._episodes():
