@@ -1,6 +1,11 @@
 """Which camera frame belongs to which tick: the newest one that existed when the joints were read.
 
-That is what a policy would have seen at that moment. Pure: no clock, no sockets, no files.
+That is what a policy would have seen at that moment. One exception: where that frame would be a repeat of the
+previous row's, and the next one came within `NEAR_NS`, the next one is taken. A camera and a loop of the same rate
+drift through each other's phase, and while they meet, jitter of a millisecond would make half of the rows repeats
+and drop as many frames. A frame's capture time is when the driver handed it over, so what it shows is older anyway.
+
+Pure: no clock, no sockets, no files.
 """
 
 from collections import deque
@@ -13,6 +18,9 @@ from agent.messages import Tick
 
 IN_FLIGHT_NS: Final = 150 * NS_PER_MS
 """How long a tick waits for a frame that was captured before it but has not arrived: four frames at 30 fps."""
+
+NEAR_NS: Final = 8 * NS_PER_MS
+"""A quarter of a period at 30 fps: well above the jitter of a USB camera, well below its exposure and transfer."""
 
 SPARE_FRAMES: Final = 8
 """Frames kept per camera while no tick waits; a tick can be this many frames older than the newest one."""
@@ -29,7 +37,10 @@ class Shot[F]:
 
 @dataclass(frozen=True, slots=True)
 class Seen[F]:
-    """A camera's frame in one row. `repeat`: the previous row had it too, or it was older than the camera allows."""
+    """A camera's frame in one row. `repeat`: the previous row had it too, or it was older than the camera allows.
+
+    `age_ns` is negative, by `NEAR_NS` at most, for a frame that was taken to avoid a repeat.
+    """
 
     shot: Shot[F]
     age_ns: int
@@ -105,9 +116,12 @@ class Aligner[F]:
                 shots.popleft()
             if not shots or shots[0].capture_ns > tick.read_ns:
                 return None
+            again = self._previous.get(camera) == shots[0].capture_ns
+            if again and len(shots) > 1 and shots[1].capture_ns <= tick.read_ns + NEAR_NS:
+                shots.popleft()
+                again = False
             shot = shots[0]
             age_ns = tick.read_ns - shot.capture_ns
-            again = self._previous.get(camera) == shot.capture_ns
             seen[camera] = Seen(shot, age_ns, again or age_ns > self._stale_ns[camera])
         self._previous = {camera: item.shot.capture_ns for camera, item in seen.items()}
         return Aligned(tick, seen)

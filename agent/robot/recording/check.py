@@ -81,7 +81,8 @@ def _check_video(dataset: Path, info: dict[str, Any], episode: dict[str, Any], k
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            times = [float(p.pts * stream.time_base) for p in container.demux(stream) if p.size and p.pts is not None]
+            unit = stream.time_base or 0
+            times = [float(packet.pts * unit) for packet in container.demux(stream) if packet.pts is not None]
     except (av.FFmpegError, IndexError) as error:
         return [f"{path.name} cannot be read: {error}"]
     frames = sorted(at for at in times if begin - half < at < end - half)

