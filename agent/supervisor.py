@@ -36,6 +36,9 @@ STABLE_S: Final = 20.0
 NURSERY_ENDS_TO_REPORT: Final = 2
 """A nursery that ends this often in a row cannot do its imports; a person must look."""
 
+LOOK_S: Final = 0.25
+"""How often children are looked at for silence."""
+
 TERMINATE_S: Final = 3.0
 """From SIGTERM to SIGKILL at shutdown: lerobot's cameras may take 4 s to disconnect, and need not."""
 
@@ -259,12 +262,17 @@ class Supervisor:
                 await asyncio.sleep(BACKOFF_S[min(child.streak, len(BACKOFF_S)) - 1])
 
     async def _until_ended(self, child: ChildState, ended: asyncio.Event) -> None:
+        looked_ns = self._clock.now_ns()
         while not ended.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), 0.25)
+                await asyncio.wait_for(ended.wait(), LOOK_S)
             if child.pid is None:
                 return
-            now = self._clock.now_ns()
+            before_ns, looked_ns = looked_ns, self._clock.now_ns()
+            now = looked_ns
+            if now - before_ns > nanoseconds(2 * LOOK_S) and child.heard_ns is not None:
+                # This process was stopped or starved: the child may have spoken all the while.
+                child.heard_ns = now
             since_ns = child.heard_ns if child.heard_ns is not None else child.started_ns
             allowed_s = child.spec.silence_s if child.heard_ns is not None else child.spec.first_silence_s
             if now - since_ns > nanoseconds(allowed_s):
