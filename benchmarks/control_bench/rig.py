@@ -1,9 +1,11 @@
 """What both sides share: one folder, one virtual station, one configuration, one log of the wire."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +27,9 @@ START_S: Final = 120.0
 
 STATION_PRIORITY: Final = 20
 """SCHED_FIFO priority of the virtual arms and cameras: above the control loop under test, as hardware is."""
+
+WIRE_LOG_DIR: Final = Path("/dev/shm")  # noqa: S108
+"""In memory: the thread that answers on the bus writes the log, and must not wait for a disk that a side flushes."""
 
 ALIGN_DEG_S: Final = 90.0
 """Three times the usual pace for aligning and parking: both lie outside what is measured, and take most of a run."""
@@ -87,7 +92,10 @@ class Rig:
         self.file = folder / "station.yaml"
         self.file.write_text(yaml.safe_dump(values))
         self.config: StationConfig = load(self.file)
-        self.wire_log = folder / "wire.log"
+        self._memory = Path(
+            tempfile.mkdtemp(prefix="so-bench-wire-", dir=WIRE_LOG_DIR if WIRE_LOG_DIR.is_dir() else None)
+        )
+        self.wire_log = self._memory / "wire.log"
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -142,3 +150,4 @@ class Rig:
         for process in self._processes:
             end(process)
         self._processes.clear()
+        shutil.rmtree(self._memory, ignore_errors=True)
