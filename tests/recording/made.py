@@ -13,7 +13,7 @@ from agent.robot.recording.journal import Finished, Header, Journal, View
 from tests.recording.synthetic import joints, number_in, picture
 
 FPS = 30
-VIEWS = (View("front", "OBS_IMAGE_1", 64, 48, 200.0), View("wrist", "OBS_IMAGE_2", 48, 32, 200.0))
+VIEWS = (View("front", "OBS_IMAGE_1", 64, 48, FPS), View("wrist", "OBS_IMAGE_2", 48, 32, FPS))
 
 
 def header(number: int = 0, dataset: str = "episodes", task: str = "move", **changes: Any) -> Header:

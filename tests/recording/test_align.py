@@ -1,12 +1,19 @@
 """Every row has, from every camera, the newest frame that existed when the joints were read (or nearly so)."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.clock import NS_PER_MS
 from agent.messages import Drive, Source, Tick
 from agent.robot.recording.align import NEAR_NS, Aligned, Aligner, Shot
-from agent.robot.recording.episode import TickGrid
+from agent.robot.recording.durable import Disk
+from agent.robot.recording.episode import Recording, TickGrid
+from agent.robot.recording.journal import Journal
+from tests.recording.made import FPS, VIEWS, aligned, header
 
 STALE_NS = 200 * NS_PER_MS
 WAIT_NS = 150 * NS_PER_MS
@@ -113,3 +120,18 @@ def test_at_a_multiple_of_the_rate_every_nth_tick_is_a_row(factor: int, jitter: 
     dues = [round((number + jitter[number % 200] * (number > 0)) * 1e9 / hz) for number in range(150)]
     rows = [grid.position(due, dues[0]) for due in dues]
     assert [row for row in rows if row is not None] == list(range((149 // factor) + 1))
+
+
+def test_a_camera_slower_than_the_rows_repeats_without_losing_anything(tmp_path: Path) -> None:
+    """15 frames a second in 30 rows: every other row is marked as a repeat, and the episode is accepted."""
+    views = tuple(msgspec.structs.replace(view, fps=FPS // 2) for view in VIEWS)
+    head = header(views=views)
+    recording = Recording(Journal.create(tmp_path, head, Disk()), head, Disk())
+    for row in range(24):
+        item = aligned(row + 1, row, head)
+        age_ns = round((row % 2) * 1e9 / FPS) + NS_PER_MS
+        seen = {camera: replace(it, repeat=row % 2 == 1, age_ns=age_ns) for camera, it in item.seen.items()}
+        recording.add(replace(item, seen=seen), 0)
+    assert recording.counters.repeats == {"front": 12, "wrist": 12}
+    assert recording.verdict(max_repeat_pct=20) is None
+    recording.close()

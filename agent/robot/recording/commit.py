@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -361,6 +362,10 @@ def _ages_ms(episode: Episode, camera: int) -> list[float]:
     return [(row.read_ns - row.seen[camera].capture_ns) / 1e6 for row in episode.rows]
 
 
+def _longest_run(repeats: list[bool]) -> int:
+    return max((len(list(run)) for repeated, run in groupby(repeats) if repeated), default=0)
+
+
 def _source(episode: Episode) -> EpisodeSource:
     """A policy episode in which the leader was followed became an intervention."""
     leader = any(row.source == "leader" for row in episode.rows)
@@ -378,6 +383,7 @@ def _summary(episode: Episode, index: int) -> dict[str, Any]:
         cameras[view.camera] = {
             "view": view.name,
             "repeats": sum(row.seen[number].repeat for row in rows),
+            "repeats_in_a_row": _longest_run([row.seen[number].repeat for row in rows]),
             "age_ms_mean": round(float(np.mean(ages)), 3),
             "age_ms_max": round(max(ages), 3),
         }

@@ -23,6 +23,10 @@ MAX_GAP_S: Final = 0.25
 MAX_MISSING_PCT: Final = 5.0
 """More rows missing than this, spread over the episode, and it is rejected."""
 
+LOST_PERIODS: Final = 1.5
+"""A repeated frame older than this many of its camera's periods means that one was lost. A younger one does not: a
+camera of 15 fps shows every frame in two of 30 rows. Both are marked; only lost frames reject an episode."""
+
 BALLAST_BYTES: Final = 4 << 20
 """Set aside in every journal and freed when it ends: enough to commit an episode on a disk that it filled."""
 
@@ -75,7 +79,8 @@ class Syncer(threading.Thread):
 class Counters:
     rows: int = 0
     missing: int = 0
-    repeats: dict[str, int] = field(default_factory=dict)
+    repeats: dict[str, int] = field(default_factory=dict)  # all rows that show an older frame again
+    missed: dict[str, int] = field(default_factory=dict)  # those of them for which a frame was lost
 
 
 class Recording:
@@ -84,7 +89,9 @@ class Recording:
     def __init__(self, journal: Journal, header: Header, disk: Disk) -> None:
         self.header = header
         self.journal = journal
-        self.counters = Counters(repeats={view.camera: 0 for view in header.views})
+        zeros = {view.camera: 0 for view in header.views}
+        self.counters = Counters(repeats=dict(zeros), missed=dict(zeros))
+        self._lost_ns = {view.camera: round(LOST_PERIODS * NS_PER_S / view.fps) for view in header.views}
         self.problem: str | None = None
         """Why the episode cannot go on; what is recorded so far is whole."""
         self._disk = disk
@@ -138,6 +145,7 @@ class Recording:
         self.counters.missing += missing
         for camera, item in aligned.seen.items():
             self.counters.repeats[camera] += item.repeat
+            self.counters.missed[camera] += item.repeat and item.age_ns > self._lost_ns[camera]
 
     def check(self) -> None:
         """Notice what went wrong in the background."""
@@ -150,11 +158,11 @@ class Recording:
     def verdict(self, max_repeat_pct: float) -> str | None:
         """Why this episode must not become part of a dataset; None when it may."""
         rows = self.counters.rows
-        for camera, repeats in self.counters.repeats.items():
-            if repeats > rows * max_repeat_pct / 100:
+        for camera, missed in self.counters.missed.items():
+            if missed > rows * max_repeat_pct / 100:
                 return (
-                    f"camera {camera} repeated {repeats} of {rows} frames "
-                    f"({100 * repeats / rows:.0f}%; {max_repeat_pct:g}% are allowed)"
+                    f"camera {camera} repeated an old frame in {missed} of {rows} rows "
+                    f"({100 * missed / rows:.0f}%; {max_repeat_pct:g}% are allowed)"
                 )
         missing = self.counters.missing
         if missing > (rows + missing) * MAX_MISSING_PCT / 100:

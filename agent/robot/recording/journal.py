@@ -38,7 +38,7 @@ class View(msgspec.Struct, frozen=True):
     name: str  # OBS_IMAGE_1 ...
     width: int
     height: int
-    stale_ms: float
+    fps: int
 
     @property
     def key(self) -> str:

@@ -327,7 +327,7 @@ class Recorder:
             fps=config.recording.fps,
             started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_s)),
             views=tuple(
-                View(name, view, config.cameras[name].width, config.cameras[name].height, config.cameras[name].stale_ms)
+                View(name, view, config.cameras[name].width, config.cameras[name].height, config.cameras[name].fps)
                 for view, name in config.views().items()
             ),
             vcodec=config.recording.vcodec,
@@ -357,7 +357,8 @@ class Recorder:
         assert recording is not None  # noqa: S101
         assert ending is not None  # noqa: S101
         self._recording, self._ending = None, None
-        self._submit(lambda: self._commit(recording, ending[0], self._reason, self._stop_ns))
+        finished, reason, stop_ns = ending[0], self._reason, self._stop_ns
+        self._submit(lambda: self._commit(recording, finished, reason, stop_ns))
         self._changed = True
 
     def _submit(self, job: Any) -> None:
