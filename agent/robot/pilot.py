@@ -15,7 +15,7 @@ from typing import Final
 from agent.clock import Clock, nanoseconds
 from agent.config import StationConfig
 from agent.errors import DeviceFault, EstopLatched, Fatal, Refused, Safety
-from agent.messages import Drive, Joints, Limit, Source
+from agent.messages import JOINTS, Drive, Joints, Limit, Source
 from agent.robot import estop
 from agent.robot.calibration import joints
 from agent.robot.connection import Connection
@@ -30,8 +30,11 @@ from agent.telemetry import logger
 SUPERVISOR_LOST_S: Final = 3.0
 """Six heartbeats at two a second."""
 
-ALIGNED: Final = 1.5
+ALIGNED: Final = 3.0
 """Following begins when every joint is this close to the leader. Degrees or percent."""
+
+SOFT_START_S: Final = 1.0
+"""How long following takes from the slow speed to full speed, so that the last degrees are no jerk."""
 
 SETTLED: Final = 3.0
 """A parked arm has arrived when it is measured this close to where it was sent. Degrees or percent."""
@@ -68,12 +71,14 @@ class Pilot:
         self.command: Joints | None = None  # the last pose that was sent, before rounding to counts
         self._target: Joints | None = None  # where HOLD goes when not simply to the last command
         self._sent_ns = 0
+        self._entered_ns = 0  # when the present drive began
         self._arrived_ns: int | None = None
         self._stalled_ns: int | None = None
         self._low_voltage = False
         self._lost: list[str] = []
         self._release_wanted = False
-        self._leaving: str | None = None
+        self._leaving: str | None = None  # why
+        self._forsaken = False  # leaving only because the supervisor is gone: off when it is back
         self._leave_by_ns = 0
         self._leave_attempts = 0  # to connect, made before leaving began
         self.alone = False  # the supervisor is gone
@@ -135,6 +140,11 @@ class Pilot:
             case Drive.ALIGN if leader:
                 return approach(command, leader, slow, period_s), Source.ALIGN
             case Drive.FOLLOW if leader:
+                since_s = (self._clock.now_ns() - self._entered_ns) / 1e9
+                if since_s < SOFT_START_S:
+                    fast = self._config.safety.max_speed_deg_s
+                    speed = slow + (fast - slow) * since_s / SOFT_START_S
+                    return approach(command, leader, speed, period_s), Source.LEADER
                 return leader, Source.LEADER
             case Drive.PARK:
                 return approach(command, self._park_pose(), slow, period_s), Source.PARK
@@ -172,7 +182,7 @@ class Pilot:
         return self.health.relieve(action, self.measured)
 
     def _park_pose(self) -> Joints:
-        pose = joints(list(self._config.safety.park.model_dump().values()))
+        pose = joints([getattr(self._config.safety.park, name) for name in JOINTS])
         limits = self.bus.follower.limits if self.bus.follower else None
         return clamp(pose, limits) if limits else pose
 
@@ -183,14 +193,15 @@ class Pilot:
         was_alone, self.alone = self.alone, silent_ns > nanoseconds(SUPERVISOR_LOST_S)
         if self.alone and self.drive in MOVING - {Drive.PARK}:
             self._hold("the agent is gone; holding")
-        if was_alone and not self.alone and self._leaving:
-            self._leaving = None
+        if was_alone and not self.alone and self._forsaken:
+            self._leaving, self._forsaken = None, False
             if self.drive is Drive.PARK:
                 self._hold("the agent is back")
         park_after_s = self._config.safety.hold_park_after_s
         forsaken = self.alone and park_after_s is not None and silent_ns > nanoseconds(park_after_s)
         if forsaken and not self._leaving and self.drive is not Drive.ESTOP:
             self.leave("the agent did not come back")
+            self._forsaken = True
         if self._leaving:
             self._mind_leaving(now)
 
@@ -291,7 +302,7 @@ class Pilot:
 
     def leave(self, cause: str) -> None:
         """Park, release, exit."""
-        self._leaving = cause
+        self._leaving, self._forsaken = cause, False
         self._leave_by_ns = self._clock.now_ns()
         self._leave_attempts = self.bus.attempts
         if self.drive not in TORQUED:
@@ -309,6 +320,7 @@ class Pilot:
     def _enter(self, drive: Drive, reason: str) -> None:
         if drive is not self.drive:
             logger.info("drive", before=str(self.drive), after=str(drive), cause=reason)
+            self._entered_ns = self._clock.now_ns()
         self.drive, self.reason = drive, reason
         self._target = None
         self._arrived_ns = None

@@ -33,6 +33,10 @@ from agent.virtual.calibration import save
 START_S = 10.0
 HEARTBEAT_S = 0.5
 
+SLOW_STEP_DEG = 2.0
+"""Aligning at 30 degrees a second and 30 Hz makes steps of one degree, the soft start of following up to 1.5; a jump
+at the full speed allowed would be 8."""
+
 
 class Nursery:
     """The agent's own nursery with the arm process's imports done once for the whole session."""

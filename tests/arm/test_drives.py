@@ -9,7 +9,7 @@ import pytest
 from agent.errors import EstopLatched, Refused
 from agent.messages import ArmEstop, ArmQuery, ArmReset, ArmShutdown, Drive, Source
 from agent.virtual.servo import Register
-from tests.arm.bench import Bench, biggest_difference
+from tests.arm.bench import SLOW_STEP_DEG, Bench, biggest_difference
 
 POSE = (20.0, -30.0, 30.0, 10.0, 5.0, 50.0)
 
@@ -41,8 +41,7 @@ def test_the_follower_aligns_slowly_and_then_follows(bench: Bench) -> None:
     bench.drive(Drive.ALIGN)
     took_s = bench.wait(lambda report: report.drive is Drive.FOLLOW, 5)
     assert took_s > 0.8  # 30 degrees at 30 degrees a second
-    slow_step = 30 / 30 + 0.2
-    assert bench.biggest_step_deg() < slow_step
+    assert bench.biggest_step_deg() < SLOW_STEP_DEG
     bench.leader.set_joints_deg((25.0, -25.0, 25.0, 15.0, 0.0, 60.0))
     bench.wait_until(lambda: biggest_difference(bench.follower.joints_deg(), bench.leader.joints_deg()) < 1, 2)
     tick = bench.wait_for_ticks(2)[-1]
@@ -103,7 +102,7 @@ def test_park_moves_slowly_and_then_lets_go(make_bench: Callable[..., Bench]) ->
     bench.wait(lambda report: report.drive is Drive.LIMP and "parked" in report.reason, 4)
     assert bench.torque() == [False] * 6
     assert biggest_difference(bench.follower.joints_deg(), (5.0, -20.0, 20.0, 10.0, 0.0, 40.0)) < 3.5
-    assert bench.biggest_step_deg() < 30 / 30 + 0.2
+    assert bench.biggest_step_deg() < SLOW_STEP_DEG
 
 
 def test_shutdown_parks_releases_and_exits(make_bench: Callable[..., Bench]) -> None:

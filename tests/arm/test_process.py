@@ -12,7 +12,7 @@ from agent.config import StationConfig
 from agent.errors import DeviceFault
 from agent.messages import ArmEstop, ArmHandover, ArmQuery, ArmReset, ArmShutdown, Drive
 from agent.virtual.calibration import save
-from tests.arm.bench import Bench, Nursery, biggest_difference
+from tests.arm.bench import SLOW_STEP_DEG, Bench, Nursery, biggest_difference
 
 POSE = (20.0, -30.0, 30.0, 10.0, 5.0, 50.0)
 
@@ -31,7 +31,26 @@ def test_a_killed_process_is_replaced_within_1500_ms_and_the_arm_never_jumps(ben
     assert "torque was on" in report.reason
     bench.wait_for_ticks(10)
     assert biggest_difference(bench.follower.joints_deg(), before) < 0.5
-    assert bench.biggest_step_deg() < 30 / 30 + 0.2
+    assert bench.biggest_step_deg() < SLOW_STEP_DEG
+
+
+def test_a_servo_that_rebooted_while_nobody_looked_is_found_at_start(bench: Bench) -> None:
+    pid = bench.start()
+    bench.follow(POSE)
+    bench.kill(pid)
+    with bench.follower.locked():
+        bench.follower.servo(3).power_cycle()
+    bench.start()
+    report = bench.ask(ArmQuery())
+    assert report.drive is Drive.HOLD
+    assert "elbow_flex lost torque" in report.reason
+    bench.wait_for_ticks(5)
+    assert bench.torque() == [True, True, False, True, True, True]
+    mark = bench.follower.goals.count
+    bench.drive(Drive.HOLD)
+    bench.wait_for_ticks(5)
+    assert bench.torque() == [True] * 6
+    assert bench.biggest_step_deg(mark) < 0.2
 
 
 def test_an_estop_survives_the_death_of_the_process(bench: Bench) -> None:
@@ -105,10 +124,12 @@ def test_an_arm_without_its_agent_holds_then_parks_and_exits(make_bench: Callabl
     assert bench.torque() == [False] * 6
 
 
-def test_sigterm_parks_and_releases(make_bench: Callable[..., Bench]) -> None:
+def test_sigterm_parks_and_releases_also_without_an_agent(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(safety={"park": {"shoulder_lift": -15, "elbow_flex": 15, "wrist_flex": 0, "gripper": 50}})
     pid = bench.start()
     bench.drive(Drive.HOLD)
+    bench.heartbeats.clear()
+    bench.wait(lambda report: report.supervisor_lost, 5)
     os.kill(pid, signal.SIGTERM)
     assert bench.ended(pid) == 0
     assert bench.torque() == [False] * 6
@@ -130,7 +151,8 @@ def test_the_loop_keeps_its_rate(make_bench: Callable[..., Bench], hz: int) -> N
     bench.start()
     bench.follow()
     ticks = bench.wait_for_ticks(2 * hz)
-    assert all(tick.drive is Drive.FOLLOW and tick.measured and tick.sent for tick in ticks)
+    assert all(tick.drive is Drive.FOLLOW for tick in ticks)
+    assert sum(tick.measured is None or tick.sent is None for tick in ticks) < len(ticks) / 20
     skipped = (ticks[-1].due_ns - ticks[0].due_ns) * hz / 1e9 - (len(ticks) - 1)
     assert skipped < len(ticks) / 20, "this host may be busy, but not that busy"
     loop = bench.ask(ArmQuery()).loop
