@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,12 +215,13 @@ def test_a_dataset_name_is_no_path(cli: Cli, write: Write) -> None:
 
 def test_the_command_line_starts_quickly_and_without_torch_or_lerobot() -> None:
     code = (
-        "import sys, agent.cli, agent.daemon; heavy = {'torch', 'lerobot', 'mujoco', 'pandas', 'pyarrow', 'cv2'};"
-        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+        "import sys, time, agent.cli, agent.daemon; heavy = {'torch', 'lerobot', 'mujoco', 'pandas', 'pyarrow', 'cv2'};"
+        "print(time.process_time(), *heavy & set(sys.modules))"
     )
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
-    assert time.monotonic() - began < 5  # 0.5 s on an idle machine
+    result = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    cpu_s, *heavy = result.stdout.split()
+    assert heavy == []
+    assert float(cpu_s) < 3  # 0.5 s on an idle machine; CPU time, because the suite's machine is not idle
 
 
 def test_the_installed_command_exits_with_the_documented_code(write: Write) -> None:
