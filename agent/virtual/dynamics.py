@@ -1,6 +1,7 @@
 """MuJoCo behind the follower's servos: registers become actuator commands, the joint state becomes registers."""
 
 import threading
+from collections.abc import Callable
 from typing import Final
 
 import mujoco
@@ -27,6 +28,7 @@ class Dynamics:
         self.scene = scene
         self.lock = threading.Lock()
         self.scene_seed = seed
+        self.on_step: Callable[[mujoco.MjData], None] | None = None  # shown the state after every step; must be quick
         self._model = scene.model
         self._data = mujoco.MjData(self._model)
         self._follower = follower
@@ -61,6 +63,8 @@ class Dynamics:
             angles = self._angles = data.qpos[scene.joint_qpos].tolist()
             rates = data.qvel[scene.joint_dof].tolist()
             forces = data.actuator_force[scene.actuators].tolist()
+            if self.on_step:
+                self.on_step(data)
         with self._follower.locked() as servos:
             for index, servo in enumerate(servos):
                 servo.position = self._counts(index, angles[index])
@@ -100,13 +104,6 @@ class Dynamics:
         with self.lock:
             across = self._data.body(name).xmat.reshape(3, 3)[:, 0]
             return float(np.arctan2(across[1], across[0]))
-
-    def copy_state(self, into: mujoco.MjData) -> None:
-        """What a camera needs to draw: joint positions and the places of the discs."""
-        with self.lock:
-            into.qpos[:] = self._data.qpos
-            into.mocap_pos[:] = self._data.mocap_pos
-            into.mocap_quat[:] = self._data.mocap_quat
 
     def _angle(self, index: int, counts: float) -> float:
         return self._zero_rad[index] + (counts - self._zero_counts[index]) * self._rad_per_count[index]

@@ -16,6 +16,7 @@ from agent.virtual.arm import VirtualArm, move
 from agent.virtual.arm_model import RANGE_DEG
 from agent.virtual.dynamics import Dynamics
 from agent.virtual.kinematics import Kinematics
+from agent.virtual.realtime import run_like_hardware
 from agent.virtual.scene import CUBE_HALF_M
 
 PEAK_SPEED: Final = 85.0  # degrees (or percent of the gripper) a second: an unhurried hand
@@ -100,7 +101,7 @@ class Operator:
         self._pace = 0.0
         self._motion: _Motion | None = None
         self._script: Iterator[Move] = iter(())
-        self._thinking = ThreadPoolExecutor(1, thread_name_prefix="operator")
+        self._thinking = ThreadPoolExecutor(1, "operator", initializer=run_like_hardware)
         self._thought: Future[list[Move]] | None = None
         self._finishing = False  # the script under way is a cycle
         self._errand = False  # the script under way is a commanded pose

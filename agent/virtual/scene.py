@@ -57,6 +57,7 @@ class SceneModel:
         cubes: tuple[str, ...] = CUBES,
     ) -> None:
         self.arm = arm
+        self.disc_colours, self.cube_colours = discs, cubes
         self.discs = tuple(f"{colour} disc" for colour in discs)
         self.cubes = tuple(f"{colour} cube" for colour in cubes)
         self.model = _compile(arm, discs, cubes)
