@@ -31,6 +31,9 @@ from benchmarks.control_bench.stats import timing
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "control.json"
 
+WIDTH: Final = 132
+"""Columns of the tables where there is no terminal to ask."""
+
 LEROBOT_S: Final = 120.0
 """Beyond the recording itself: imports, connecting, saving."""
 
@@ -59,7 +62,7 @@ class Bench:
         further: dict[str, list[Run]] = {}
         try:
             rig.start()
-            if not rig.realtime and not rig.rendered:
+            if not rig.realtime:
                 self._say("No right to real-time priority here: the virtual arm adds its own delays to both sides.")
             for _ in range(self._asked.repeats):
                 sides[LEROBOT].append(self._lerobot(rig, LEROBOT))
@@ -173,7 +176,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--all", action="store_true", help="also each side with the other's codec, and lerobot with PNG"
     )
-    parser.add_argument("--rendered", action="store_true", help="drawn cameras and a station at normal priority")
+    parser.add_argument(
+        "--rendered", action="store_true", help="cameras drawn by the virtual station, which takes most of a core"
+    )
     parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
     asked = parser.parse_args(argv)
     if asked.quick:
@@ -188,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupted)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("MUJOCO_GL", "egl")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="so-bench-", dir="/tmp"))  # Unix sockets need a short path
     try:

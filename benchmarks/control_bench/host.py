@@ -78,11 +78,7 @@ def kill_all(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def prefer(pid: int, priority: int) -> bool:
-    """Give every thread of a process real-time priority; False where that is not permitted."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            os.sched_setscheduler(int(thread.name), os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-        except PermissionError:
-            return False
-    return True
+def is_realtime(pid: int) -> bool:
+    """Whether any thread of the process has real-time priority."""
+    threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return any(os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO for thread in threads)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import yaml
 
 from agent.config import StationConfig, load
-from benchmarks.control_bench.host import end, prefer
+from benchmarks.control_bench.host import end, is_realtime
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -24,9 +24,6 @@ SEED: Final = 1
 
 START_S: Final = 120.0
 """Everything is ready after 10 s on a quiet machine; a busy one must not make the benchmark fail."""
-
-STATION_PRIORITY: Final = 20
-"""SCHED_FIFO priority of the virtual arms and cameras: above the control loop under test, as hardware is."""
 
 WIRE_LOG_DIR: Final = Path("/dev/shm")  # noqa: S108
 """In memory: the thread that answers on the bus writes the log, and must not wait for a disk that a side flushes."""
@@ -69,15 +66,14 @@ def zmq_camera(view: int, port: int, name: str) -> dict[str, Any]:
 class Rig:
     """The virtual station in a folder of its own, with two cameras. Close it, or its processes stay.
 
-    `rendered` False: the station's arms run at real-time priority and the cameras are pre-encoded pictures. A servo bus
-    answers in 0.6 ms whatever the host does, and a camera's chip takes none of the host's time; a station that competes
-    with the programs under test for two cores does neither. `rendered` True: the whole station, as in the demo.
+    `rendered` False: the cameras are pictures encoded beforehand. A camera's chip takes none of the host's time, and a
+    renderer that competes with the programs under test for two cores takes most of one.
     """
 
     def __init__(self, folder: Path, rendered: bool = False, cameras: int = 2) -> None:
         self.folder = folder
         self.rendered = rendered
-        self.realtime = False  # whether the arms got real-time priority
+        self.realtime = False  # whether the servo buses got real-time priority
         folder.mkdir(parents=True, exist_ok=True)
         values = yaml.safe_load((ROOT / "configs" / "so101" / "virtual.yaml").read_text())
         values["state_dir"] = str(folder / "state")
@@ -101,16 +97,15 @@ class Rig:
     def start(self) -> None:
         """Start the virtual station and wait until its ports and cameras are there."""
         options = ["--seed", str(SEED), "--wire-log", str(self.wire_log)]
-        if self.rendered:
-            self._run("station", "agent.virtual", "-c", str(self.file), *options)
-            return
-        station = self._run("station", "agent.virtual", "-c", str(self.file), "--no-cameras", *options)
-        self.realtime = prefer(station.pid, STATION_PRIORITY)
-        size = next(iter(self.config.cameras.values()))
-        ports = [str(camera.options["port"]) for camera in self.config.cameras.values()]
-        pictures = [str(size.width), str(size.height), str(size.fps), *ports]
-        cameras = self._run("cameras", "benchmarks.control_bench.synthetic_cameras", *pictures)
-        prefer(cameras.pid, STATION_PRIORITY)
+        if not self.rendered:
+            options.append("--no-cameras")
+        station = self._run("station", "agent.virtual", "-c", str(self.file), *options)
+        self.realtime = is_realtime(station.pid)
+        if not self.rendered:
+            size = next(iter(self.config.cameras.values()))
+            ports = [str(camera.options["port"]) for camera in self.config.cameras.values()]
+            pictures = [str(size.width), str(size.height), str(size.fps), *ports]
+            self._run("cameras", "benchmarks.control_bench.synthetic_cameras", *pictures)
 
     def _run(self, name: str, module: str, *arguments: str) -> "subprocess.Popen[bytes]":
         """Start one program and wait until it says that it is ready."""
