@@ -46,7 +46,7 @@ coverage: rendering ## the suite's coverage as pages in htmlcov/
 
 .PHONY: durability
 durability: rendering ## kill the recorder, the arm and the agent KILLS=300 times and count what is lost
-	SO_AGENT_KILLS=$(KILLS) $(PYTHON) -m pytest -q -s --timeout=0 tests/station/test_durability_live.py
+	$(PYTHON) -m tests.durability.harness --kills $(KILLS)
 
 .PHONY: bench-control
 bench-control: rendering ## lerobot's record loop against this one, on the same virtual arm
