@@ -1,6 +1,8 @@
 """Fixtures for the arm process: forked from a real nursery, on virtual arms at the wire."""
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -23,15 +25,19 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture
 def hardware() -> Iterator[None]:
-    """Real servos answer in time on a busy host; where permitted, so do the virtual ones in this process."""
-    priority = os.sched_param(HARDWARE_PRIORITY)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, priority)  # threads started from here on inherit it
-    except OSError:
-        yield
-        return
+    """Real servos answer in time on a busy host; where permitted, so do the virtual ones in this process.
+
+    All threads, because whichever holds the interpreter's lock holds up the servos.
+    """
+
+    def schedule(policy: int, priority: int) -> None:
+        for thread in threading.enumerate():
+            with contextlib.suppress(OSError):  # not permitted, or the thread has just ended
+                os.sched_setscheduler(thread.native_id or 0, policy, os.sched_param(priority))
+
+    schedule(os.SCHED_FIFO, HARDWARE_PRIORITY)  # threads started from here on inherit it
     yield
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    schedule(os.SCHED_OTHER, 0)
 
 
 @pytest.fixture

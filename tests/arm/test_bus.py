@@ -149,7 +149,7 @@ def test_replugging_leaks_no_descriptor_and_closes_none_of_another(config: Stati
         arm.port.replug()
         fresh = ServoBus(config, "follower")
         fresh.open()
-        fresh.positions()
+        fresh.live()
         fresh.close()
     assert len(os.listdir("/proc/self/fd")) <= before
 
