@@ -23,7 +23,7 @@ from agent.robot.recording.check import check
 from agent.robot.recording.durable import Disk
 from agent.robot.recording.episode import Recording
 from agent.robot.recording.index import DatasetIndex, frames_path, sidecar_path
-from agent.robot.recording.journal import Finished, Journal
+from agent.robot.recording.journal import Finished, Journal, View
 from agent.robot.recording.pictures import draw
 from agent.robot.recording.repair import repair
 from agent.robot.recording.video import ImageStats
@@ -171,3 +171,13 @@ def test_pictures_of_an_episode_show_cameras_and_joints(dataset: Path, tmp_path:
         assert image.std() > 10  # not blank
     with pytest.raises(BadInput, match="no episode 3"):
         draw(dataset, 3, tmp_path)
+
+
+@pytest.mark.parametrize("vcodec", ["hevc", "libsvtav1"])
+def test_the_other_codecs_can_be_salvaged_and_read_too(make_config: Any, vcodec: str) -> None:
+    config = make_config()
+    views = (View("front", "OBS_IMAGE_1", 128, 96, 30),)
+    journal(config.paths.journal, 16, finished=False, vcodec=vcodec, crf=10, views=views)
+    assert repair(config).salvaged == [0]
+    assert check(config.paths.dataset) == []
+    assert numbers(opened(config.paths.dataset)) == list(range(1, 17))

@@ -182,7 +182,8 @@ def count_frames(path: Path) -> int:
 def copy_frames(source: Path, target: Path, frames: int) -> None:
     """The first `frames` frames as an ordinary MP4. Nothing is encoded again."""
     with av.open(str(source)) as reader, av.open(str(target), "w", format="mp4") as writer:
-        stream = writer.add_stream_from_template(reader.streams.video[0])
+        # Opaque: else PyAV looks for an encoder named like the decoder, and there is no libdav1d encoder.
+        stream = writer.add_stream_from_template(reader.streams.video[0], opaque=True)
         for index, packet in enumerate(reader.demux(video=0)):
             if index >= frames or not packet.size:
                 break
