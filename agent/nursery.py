@@ -12,11 +12,14 @@ Run by the supervisor as `python -m agent.nursery FD MODULE...`. Speaks JSON ove
     <- {"event": "ready"}                        the imports are done
     <- {"event": "spawned", "name": "arm", "pid": 12}
     <- {"event": "exit", "pid": 12, "status": -9}
+    -> {"op": "branch", "name": "recorder", "modules": [...]}     with a socket: a further nursery on that socket,
+                                                 which has these imports too and shares the pages of the first ones
 
 When the supervisor goes away the nursery exits; its children stay (an arm must be held, not dropped) and
 notice the missing heartbeat themselves.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -34,15 +37,20 @@ MAX_REQUEST_BYTES = 64 * 1024
 
 
 def main(argv: list[str]) -> None:
-    peer = socket.socket(fileno=int(argv[1]))
     # Arrow and torch keep idle worker threads; both are made for forked children, which use none of the parent's.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    for module in argv[2:]:
+    _grow(socket.socket(fileno=int(argv[1])), argv[2:])
+
+
+def _grow(peer: socket.socket, modules: list[str]) -> None:
+    """Import, then serve `peer` until it hangs up."""
+    for module in modules:
         importlib.import_module(module)
     # Objects made by the imports never die; keeping the collector off them keeps their pages shared.
     gc.collect()
     gc.freeze()
-    _serve(peer)
+    with contextlib.suppress(BrokenPipeError):  # the supervisor left while we were importing
+        _serve(peer)
 
 
 def _serve(peer: socket.socket) -> None:
@@ -60,18 +68,20 @@ def _serve(peer: socket.socket) -> None:
         while True:
             for key, _ in selector.select():
                 if key.fileobj is peer:
-                    request = peer.recv(MAX_REQUEST_BYTES)
-                    if not request:
+                    packet, fds, _, _ = socket.recv_fds(peer, MAX_REQUEST_BYTES, 1)
+                    if not packet:
                         return
-                    _spawn(peer, json.loads(request), (wake_r, wake_w))
+                    _fork(peer, json.loads(packet), (wake_r, wake_w), fds)
                 else:
                     os.read(wake_r, 4096)
             _reap(peer)
 
 
-def _spawn(peer: socket.socket, request: dict[str, Any], inherited: tuple[int, int]) -> None:
+def _fork(peer: socket.socket, request: dict[str, Any], inherited: tuple[int, int], fds: list[int]) -> None:
     pid = os.fork()
     if pid:
+        for fd in fds:
+            os.close(fd)
         _send(peer, {"event": "spawned", "name": request["name"], "pid": pid})
         return
     status = 1
@@ -85,9 +95,12 @@ def _spawn(peer: socket.socket, request: dict[str, Any], inherited: tuple[int, i
         # A session of its own: Ctrl-C on the agent's terminal must not reach the arm before the agent
         # has parked it.
         os.setsid()
-        if not request["orphan_stays"]:
-            _end_with_parent()
-        run_child(request)
+        if request["op"] == "branch":
+            _grow(socket.socket(fileno=fds[0]), request["modules"])
+        else:
+            if not request["orphan_stays"]:
+                _end_with_parent()
+            run_child(request)
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1

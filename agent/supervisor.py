@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from agent.clock import Clock, nanoseconds
 from agent.config import StationConfig
-from agent.errors import Exit
+from agent.errors import Exit, Transient
 from agent.nursery import MAX_REQUEST_BYTES
 from agent.telemetry import logger
 
@@ -69,15 +69,24 @@ class ChildState:
     last_exit: str | None = None
 
 
-class Nursery:
-    """The supervisor's end of one `agent.nursery` process."""
+class NurseryGone(Transient):
+    """The nursery ended before it had forked the child; its successor will."""
 
-    def __init__(self, name: str, preload: Sequence[str]) -> None:
+
+class Nursery:
+    """The supervisor's end of one `agent.nursery` process.
+
+    With a `trunk` it is forked from that nursery, whose imports it has then already, and shares.
+    """
+
+    def __init__(self, name: str, preload: Sequence[str], trunk: "Nursery | None" = None) -> None:
         self.name = name
-        self._preload = preload
+        self._preload = list(preload)
+        self._trunk = trunk
         self._process: asyncio.subprocess.Process | None = None
         self._peer: socket.socket | None = None
         self._spawned: dict[str, asyncio.Future[int]] = {}
+        self.pid: int | None = None
         self.ready = asyncio.Event()
 
     async def run(self, on_exit: Callable[[int, int], None]) -> None:
@@ -86,10 +95,8 @@ class Nursery:
         ours.setblocking(False)
         self._peer = ours
         with contextlib.closing(ours):
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agent.nursery", str(theirs.fileno()), *self._preload, pass_fds=(theirs.fileno(),)
-            )
-            theirs.close()
+            with contextlib.closing(theirs):
+                self.pid = await self._begin(theirs)
             loop = asyncio.get_running_loop()
             while packet := await loop.sock_recv(ours, MAX_REQUEST_BYTES):
                 match json.loads(packet):
@@ -100,27 +107,46 @@ class Nursery:
                     case {"event": "exit", "pid": pid, "status": status}:
                         on_exit(pid, status)
         self.ready.clear()
+        self._peer, self.pid = None, None
         for future in self._spawned.values():
-            future.cancel()
+            future.set_exception(NurseryGone(f"The nursery {self.name} ended."))
         self._spawned.clear()
-        await self._process.wait()
+        if self._process:
+            await self._process.wait()
+
+    async def _begin(self, theirs: socket.socket) -> int:
+        fd = theirs.fileno()
+        if self._trunk is not None:
+            return await self._trunk._request({"op": "branch", "name": self.name, "modules": self._preload}, fd)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agent.nursery", str(fd), *self._preload, pass_fds=(fd,)
+        )
+        return self._process.pid
 
     async def spawn(self, spec: ChildSpec, config: dict[str, Any]) -> int:
         """Fork a child; returns its pid."""
+        return await self._request(
+            {
+                "op": "spawn",
+                "name": spec.name,
+                "entry": spec.entry,
+                "config": config,
+                "kwargs": spec.kwargs,
+                "orphan_stays": spec.orphan_stays,
+            }
+        )
+
+    async def _request(self, request: dict[str, Any], *fds: int) -> int:
         await self.ready.wait()
         assert self._peer is not None  # noqa: S101 - set before `ready` can be
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[int] = loop.create_future()
-        self._spawned[spec.name] = future
-        request = {
-            "op": "spawn",
-            "name": spec.name,
-            "entry": spec.entry,
-            "config": config,
-            "kwargs": spec.kwargs,
-            "orphan_stays": spec.orphan_stays,
-        }
-        await loop.sock_sendall(self._peer, json.dumps(request).encode())
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._spawned[request["name"]] = future
+        try:
+            # A few kilobytes into the empty buffer of a process that does nothing but wait for them.
+            socket.send_fds(self._peer, [json.dumps(request).encode()], fds)
+        except OSError as error:
+            self._spawned.pop(request["name"], None)
+            raise NurseryGone(f"The nursery {self.name} ended.") from error
         return await future
 
     async def close(self) -> None:
@@ -128,9 +154,9 @@ class Nursery:
         if self._peer is not None:
             with contextlib.suppress(OSError):  # it has ended already
                 self._peer.shutdown(socket.SHUT_RDWR)
-        if self._process and self._process.returncode is None:
-            if not self.ready.is_set():
-                self._process.kill()
+        if not self.ready.is_set():
+            _signal(self.pid, signal.SIGKILL)
+        if self._process:
             await self._process.wait()
 
 
@@ -154,7 +180,10 @@ class Supervisor:
         preload: dict[str, list[str]] = {}
         for spec in specs:
             preload.setdefault(spec.nursery, []).append(spec.entry.partition(":")[0])
-        self._nurseries = {name: Nursery(name, sorted(set(modules))) for name, modules in preload.items()}
+        self._nurseries: dict[str, Nursery] = {}
+        for name, modules in preload.items():
+            trunk = next(iter(self._nurseries.values()), None)
+            self._nurseries[name] = Nursery(name, sorted(set(modules)), trunk)
         self._ended: dict[str, asyncio.Event] = {spec.name: asyncio.Event() for spec in specs}
         self._retry: dict[str, asyncio.Event] = {spec.name: asyncio.Event() for spec in specs}
         self._stopping = False
@@ -164,8 +193,8 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             for nursery in self._nurseries.values():
                 group.create_task(self._keep_nursery(nursery), name=f"nursery {nursery.name}")
-                # One after the other: on two cores the arm is under control seconds sooner when the
-                # recorder's imports do not compete with the arm's.
+                # One after the other, the first is the trunk of the others: the arm is under control seconds sooner
+                # when the recorder's imports do not compete with the arm's, and torch is imported once.
                 await nursery.ready.wait()
                 for child in self.children.values():
                     if child.spec.nursery == nursery.name:
@@ -217,7 +246,8 @@ class Supervisor:
         streak = 0
         while True:
             started_ns = self._clock.now_ns()
-            await nursery.run(lambda pid, status: self._exited(pid, status))
+            with contextlib.suppress(NurseryGone):  # the trunk ended before it had forked this branch
+                await nursery.run(self._exited)
             # Its children are no longer ours to reap: count them as gone, so that they are replaced.
             for child in self.children.values():
                 if child.spec.nursery == nursery.name and child.pid is not None:
@@ -241,10 +271,8 @@ class Supervisor:
             child.heard_ns = None
             try:
                 child.pid = await nursery.spawn(child.spec, self._config)
-            except asyncio.CancelledError:
-                if asyncio.current_task() and asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                    raise
-                continue  # the nursery ended under us; the next spawn waits for its successor
+            except NurseryGone:
+                continue  # the next spawn waits for its successor
             child.started_ns = self._clock.now_ns()
             logger.info("child started", child=child.spec.name, pid=child.pid, restarts=child.restarts)
             await self._until_ended(child, ended)

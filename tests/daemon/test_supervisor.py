@@ -119,6 +119,21 @@ async def test_a_killed_nursery_is_replaced_and_so_are_its_children(make_config:
         await until(lambda: not _alive(first), "the old one ended")
 
 
+async def test_a_second_nursery_grows_on_the_first_and_survives_its_death(make_config: Make, tmp_path: Path) -> None:
+    log, other = tmp_path / "log", tmp_path / "other"
+    branch = ChildSpec("other", "tests.daemon.children:steady", "branch", {"log": str(other)})
+    async with running(make_config(), child("steady", log), branch) as watched:
+        await until(lambda: lines(log) and lines(other), "both started")
+        trunk, grown = watched.supervisor._nurseries["test"].pid, watched.supervisor._nurseries["branch"].pid
+        assert trunk
+        assert grown
+        os.kill(trunk, signal.SIGKILL)
+        await until(lambda: len(lines(log)) == 2, "the trunk's child was replaced")
+        assert len(lines(other)) == 1, "the branch's child was left alone"
+        os.kill(grown, signal.SIGKILL)
+        await until(lambda: len(lines(other)) == 2, "the branch grew on the new trunk")
+
+
 async def test_a_nursery_that_cannot_import_is_reported(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

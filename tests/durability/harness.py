@@ -1,0 +1,251 @@
+"""Kills parts of a recording station at random instants, and checks what must never happen.
+
+    python -m tests.durability.harness --kills 300 --seed 1
+
+Promises, checked after every kill: no finished episode is missing; the unfinished one is there up to the last second
+before the kill; the dataset opens in stock lerobot; no goal on the servo bus jumps.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from agent.errors import AgentError
+from tests.station.live import LiveStation, wait_for
+
+VICTIMS: Final = {"recorder": 0.4, "arm": 0.3, "agent": 0.15, "all": 0.15}
+"""What is killed, and how often. The last two cost a cold start each."""
+
+FPS: Final = 30
+LOST_AT_MOST_S: Final = 1.0
+STOP_BEFORE_KILL: Final = 0.35
+"""Share of kills that fall into the commit of an episode."""
+
+OPEN_EVERY: Final = 10
+"""Stock lerobot takes seconds to open a dataset; after every so many kills is enough."""
+
+COUNTS_PER_DEGREE: Final = 4096 / 360
+MAX_SPEED_DEG_S: Final = 240.0
+MAX_GRIPPER_DEG_S: Final = 4.0 * 110.0
+"""400 % a second of a travel of about 110 degrees."""
+
+MIN_ROWS: Final = 4
+"""An episode of fewer rows may be discarded: nobody finishes one within a tenth of a second."""
+
+
+@dataclass
+class Tally:
+    kills: Counter[str] = field(default_factory=Counter)
+    finished: dict[str, int] = field(default_factory=dict)  # task -> rows promised by an answer
+    unfinished: int = 0
+    worst_loss_s: float = 0.0
+    largest_step_deg: float = 0.0
+    arm_back_s: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        total = sum(self.kills.values())
+        return [
+            f"{total} kills: " + ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items())),
+            f"{len(self.finished)} finished episodes, all there" if not self.problems else "PROBLEMS:",
+            *self.problems,
+            f"{self.unfinished} unfinished ones; at most {self.worst_loss_s:.2f} s before the kill was lost",
+            f"largest step between two goals beyond the speed limit: {self.largest_step_deg:.2f} degrees",
+        ]
+
+
+class Harness:
+    """One station, killed again and again."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._random = random.Random(seed)
+        self.tally = Tally()
+        small = {f"cameras__{name}__{side}": size for name in ("front", "wrist") for side, size in
+                 (("width", 160), ("height", 120))}  # fmt: skip
+        # A starved virtual camera repeats frames; what is tested here is that they are kept, not how many.
+        self.live = LiveStation(folder, recording__max_repeat_pct=100.0, recording__min_free_gb=0.0, **small)
+        self._wire_seen = 0
+        self._last_goal: dict[int, tuple[int, int]] = {}
+
+    def run(self, kills: int, report: Any = print) -> Tally:
+        self.live.start_virtual("--seed", "1")
+        self.live.start_agent()
+        for number in range(1, kills + 1):
+            self._one(number)
+            if number % OPEN_EVERY == 0 or number == kills:
+                self._open_with_lerobot()
+            if number % 5 == 0 or number == kills:
+                report(f"{number}/{kills} kills, {len(self.tally.finished)} finished, "
+                       f"{len(self.tally.problems)} problems")  # fmt: skip
+        return self.tally
+
+    def close(self) -> None:
+        self.live.close()
+
+    def _one(self, number: int) -> None:
+        live, rng = self.live, self._random
+        victim = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+        self._into_teleop()
+        task = f"kill {number} {victim}"
+        live.client.call("record.start", {"task": task})
+        started = wait_for("the first rows", self._rows, 10.0)
+        time.sleep(rng.uniform(0.1, 2.0))  # the instant of the kill is what is random here
+        stopping = rng.random() < STOP_BEFORE_KILL
+        answer: dict[str, Any] = {}
+        stopper = threading.Thread(target=self._stop, args=(answer,))
+        if stopping:
+            stopper.start()
+            time.sleep(rng.uniform(0.0, 0.4))
+        rows_before = started if stopping else (self._rows() or started)
+        seen_at = time.monotonic()
+        self._kill(victim)
+        killed_at = time.monotonic()
+        if stopping:
+            stopper.join(15)
+        if answer:
+            self.tally.finished[task] = answer["results"][-1]["frames"]
+        self._recover(victim, killed_at)
+        self._check(task, rows_before, killed_at - seen_at, finished=bool(answer))
+        self.tally.kills[victim] += 1
+
+    def _rows(self) -> int | None:
+        status = self.live.status()
+        return (status["recorder"] or {}).get("frames") if status else None
+
+    def _stop(self, answer: dict[str, Any]) -> None:
+        with suppress(AgentError):  # the kill may come first; then nothing was promised
+            result = self.live.client.call("record.stop", {}, timeout_s=15.0)
+            if result["results"] and result["results"][-1]["outcome"] == "committed":
+                answer.update(result)
+
+    def _into_teleop(self) -> None:
+        live = self.live
+        for _ in range(3):
+            status = live.wait_ready()
+            if status["recording"]:
+                with suppress(AgentError):
+                    live.client.call("record.stop", timeout_s=15.0)
+                continue
+            if status["mode"] == "teleop":
+                return
+            with suppress(AgentError):
+                live.teleop()
+                return
+        raise AssertionError(f"teleop does not start: {live.status()}")
+
+    def _kill(self, victim: str) -> None:
+        live = self.live
+        match victim:
+            case "agent":
+                live.kill_agent()
+            case "all":
+                pids = live.descendants()
+                for pid in pids:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                assert live.agent
+                live.agent.wait()
+                live.agent = None
+            case name:
+                os.kill(live.child_pid(name), signal.SIGKILL)
+
+    def _recover(self, victim: str, killed_at: float) -> None:
+        live = self.live
+        if live.agent is None:
+            live.start_agent()
+        else:
+            wait_for("the child was replaced", lambda: (s := live.status()) and s["children"][victim]["pid"], 30.0)
+            if victim == "arm":
+                live.wait_mode("hold", timeout_s=30.0)
+                self.tally.arm_back_s.append(time.monotonic() - killed_at)
+        live.wait_ready()
+
+    def _check(self, task: str, rows_before: int, since_s: float, finished: bool) -> None:
+        def settled() -> bool:
+            status = self.live.status()
+            return bool(status and not status["recording"] and status["recorder"]["state"] == "ready")
+
+        if not finished:
+            with suppress(AgentError):
+                self.live.client.call("record.stop", timeout_s=15.0)
+        wait_for("recording is over", settled, 30.0)
+        listed = {each["task"]: each for each in self.live.client.call("episodes.list", timeout_s=30.0)["episodes"]}
+        for known, rows in self.tally.finished.items():
+            if known not in listed:
+                self._problem(f"finished episode {known!r} is gone")
+            elif listed[known]["frames"] != rows:
+                self._problem(f"finished episode {known!r} has {listed[known]['frames']} rows, not {rows}")
+        if not finished:
+            self.tally.unfinished += 1
+            kept = listed[task]["frames"] if task in listed else 0
+            lost_s = (rows_before - kept) / FPS
+            if rows_before >= MIN_ROWS:
+                self.tally.worst_loss_s = max(self.tally.worst_loss_s, lost_s)
+                if lost_s > LOST_AT_MOST_S:
+                    self._problem(f"unfinished episode {task!r} lost {lost_s:.2f} s ({rows_before} rows, {kept} kept)")
+        self._check_wire()
+
+    def _check_wire(self) -> None:
+        """Two goals of one servo in a row never differ by more than its speed limit allows."""
+        entries = [entry for entry in self.live.wire()[self._wire_seen :] if entry["arm"] == "follower"]
+        self._wire_seen += len(self.live.wire()) - self._wire_seen
+        for entry in entries:
+            servo, at_ns, goal = entry["id"], entry["ns"], entry["goal"]
+            if servo in self._last_goal:
+                before_ns, before = self._last_goal[servo]
+                speed = MAX_GRIPPER_DEG_S if servo == 6 else MAX_SPEED_DEG_S
+                # The loop may use up to two periods of time that it lost, and rounds to counts.
+                allowed = speed * 2 / FPS + 1.0
+                step = abs(goal - before) / COUNTS_PER_DEGREE
+                if step > allowed:
+                    self._problem(f"servo {servo} jumped {step:.1f} degrees in {(at_ns - before_ns) / 1e6:.0f} ms")
+                self.tally.largest_step_deg = max(self.tally.largest_step_deg, step - allowed)
+            self._last_goal[servo] = (at_ns, goal)
+
+    def _open_with_lerobot(self) -> None:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        opened = LeRobotDataset("local/episodes", root=self.live.config.paths.dataset)
+        listed = self.live.client.call("episodes.list", timeout_s=30.0)["episodes"]
+        rows = sum(each["frames"] for each in listed)
+        if (opened.num_episodes, opened.num_frames) != (len(listed), rows):
+            self._problem(f"lerobot sees {opened.num_episodes} episodes and {opened.num_frames} rows, "
+                          f"the agent {len(listed)} and {rows}")  # fmt: skip
+        for index in (0, opened.num_frames - 1):
+            _ = opened[index]["observation.images.front"]
+
+    def _problem(self, sentence: str) -> None:
+        self.tally.problems.append(sentence)
+        sys.stderr.write(sentence + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))
+    harness = Harness(folder, options.seed)
+    try:
+        tally = harness.run(options.kills, lambda line: print(line, flush=True))
+        print("\n".join(tally.lines()))
+        return 1 if tally.problems else 0
+    finally:
+        harness.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
