@@ -116,7 +116,9 @@ class Pilot:
         if follower is None:
             return
         if self.drive is Drive.ESTOP:
-            if not self.estop_verified or (self._config.safety.estop == "limp" and follower.engaged):
+            if self._release_wanted:
+                self._release(self.reason)
+            elif not self.estop_verified or (self._config.safety.estop == "limp" and follower.engaged):
                 self._stop()
         elif self.drive is Drive.LIMP:
             if self._release_wanted or follower.engaged:
@@ -273,7 +275,7 @@ class Pilot:
 
         Only a release that fails is different: it goes on being tried.
         """
-        if self._latch:
+        if self._latch and drive is not Drive.LIMP:  # somebody may be caught under an arm that holds
             raise EstopLatched(f"The emergency stop is latched: {self._latch.cause}.", "Run `so-agent reset` first.")
         if self._leaving and drive is not Drive.LIMP:
             raise Refused(f"The arm is being parked: {self._leaving}.", "Wait, then start the agent again.")
@@ -367,11 +369,15 @@ class Pilot:
         self._release_wanted = True
         if self.bus.follower is None:
             return
-        if self.drive is not Drive.LIMP:
+        if self._latch:
+            reason = f"{_stopped(self._latch)}; released"
+        elif self.drive is not Drive.LIMP:
             self._enter(Drive.LIMP, reason)
         with self.bus.guarded():
             failed = self.bus.follower.release()
             self._release_wanted = bool(failed)
+            if self._latch:
+                self.estop_verified = not failed
             self.reason = f"could not release {', '.join(failed)}; trying on" if failed else reason
 
     # --- the bus comes and goes ---

@@ -161,6 +161,21 @@ def test_an_estop_reaches_the_bus_within_100_ms_from_every_drive(bench: Bench, d
     assert bench.biggest_step_deg(mark) < 0.5
 
 
+def test_an_arm_that_holds_in_an_estop_can_be_released_and_stays_latched(bench: Bench) -> None:
+    """Somebody may be caught under it."""
+    bench.start()
+    bench.drive(Drive.HOLD)
+    bench.ask(ArmEstop("test"))
+    report = bench.drive(Drive.LIMP)
+    assert report.drive is Drive.ESTOP
+    assert bench.torque() == [False] * 6
+    bench.wait_for_ticks(5)
+    assert bench.torque() == [False] * 6
+    with pytest.raises(EstopLatched):
+        bench.drive(Drive.HOLD)
+    assert bench.ask(ArmReset("test")).drive is Drive.LIMP
+
+
 def test_a_limp_estop_releases_every_servo_within_100_ms(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(safety={"estop": "limp"})
     bench.start()
