@@ -45,6 +45,9 @@ TABLE: dict[Mode, frozenset[Mode]] = {
 
 RECORDABLE = frozenset({Mode.TELEOP, Mode.EXECUTING})
 
+PASSING = (Mode.HOLD, Mode.ALIGNING)
+"""Modes that may have been passed through before anyone could look: the arm is held, or was aligned already."""
+
 WHAT_TO_DO: dict[Mode, str] = {
     _M.STARTING: "Wait until `so-agent status` shows idle.",
     _M.IDLE: "Start with `so-agent teleop start`.",
@@ -58,6 +61,18 @@ WHAT_TO_DO: dict[Mode, str] = {
     _M.FAULT: "See `so-agent status` for the reason; clear it, then run `so-agent reset`.",
     _M.STOPPING: "The agent is shutting down; start it again.",
 }
+
+
+def steps(before: Mode, after: Mode) -> tuple[Mode, ...]:
+    """The edges to walk from one mode to another, at most through `PASSING`; empty where there is no way."""
+    ways: list[tuple[Mode, ...]] = [(mode,) for mode in TABLE[before]]
+    while ways:
+        way = ways.pop(0)
+        if way[-1] is after:
+            return way
+        if way[-1] in PASSING and len(way) <= len(PASSING):
+            ways += [(*way, mode) for mode in TABLE[way[-1]] if mode not in way]
+    return ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from agent.messages import (
     RecorderShutdown,
     Tick,
 )
-from agent.modes import RECORDABLE, WHAT_TO_DO, Mode, ModeMachine, Transition
+from agent.modes import RECORDABLE, WHAT_TO_DO, Mode, ModeMachine, Transition, steps
 from agent.session import PROGRESS_S, Plan, Session
 from agent.supervisor import ChildSpec, Supervisor
 from agent.telemetry import logger
@@ -233,10 +233,9 @@ class Station:
             if mode in (Mode.HOLD, Mode.FAULT, Mode.ESTOP):
                 self.machine.reason = report.reason
             return
-        # Where the table has no direct edge, the arm is being held in between.
-        for step in (wanted,) if self.machine.allows(wanted) else (Mode.HOLD, wanted):
-            if self.machine.allows(step):
-                self.machine.to(step, report.reason)
+        # The arm may be two drives further already: one that is aligned when teleop starts follows in the next tick.
+        for step in steps(mode, wanted):
+            self.machine.to(step, report.reason)
         if self.machine.mode not in RECORDABLE and self.session and not self.session.over:
             self._spawn(self._end_session(report.reason))
 
@@ -271,7 +270,7 @@ class Station:
             self.cameras.pop(name.removeprefix("camera-"), None)
 
     def _child_failed(self, name: str, why: str) -> None:
-        if self.machine.allows(Mode.FAULT):
+        if self.machine.mode is Mode.FAULT or self.machine.allows(Mode.FAULT):
             self.machine.to(Mode.FAULT, f"{why}; `so-agent reset` tries again")
             self._spawn(self._hold_in_fault(why))
 

@@ -6,7 +6,7 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.errors import Refused
-from agent.modes import TABLE, WHAT_TO_DO, Mode, ModeMachine, Transition
+from agent.modes import TABLE, WHAT_TO_DO, Mode, ModeMachine, Transition, steps
 
 
 def machine_in(mode: Mode) -> tuple[ModeMachine, list[Transition]]:
@@ -62,3 +62,17 @@ def test_every_mode_can_be_left_and_reached() -> None:
     assert all(TABLE[mode] for mode in Mode)
     reached = frozenset[Mode]().union(*TABLE.values())
     assert reached == set(Mode) - {Mode.STARTING}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "way"),
+    [
+        (Mode.HOLD, Mode.TELEOP, (Mode.ALIGNING, Mode.TELEOP)),
+        (Mode.FAULT, Mode.TELEOP, (Mode.HOLD, Mode.ALIGNING, Mode.TELEOP)),
+        (Mode.TELEOP, Mode.IDLE, (Mode.HOLD, Mode.IDLE)),
+        (Mode.TELEOP, Mode.ESTOP, (Mode.ESTOP,)),
+        (Mode.STOPPING, Mode.TELEOP, ()),
+    ],
+)
+def test_modes_that_passed_unseen_are_walked_one_edge_at_a_time(before: Mode, after: Mode, way: tuple[Mode]) -> None:
+    assert steps(before, after) == way

@@ -128,7 +128,11 @@ class LiveStation:
             status = self.status()
             return status if status and status["mode"] in modes else None
 
-        return wait_for(f"mode {' or '.join(modes)}", there, timeout_s)
+        try:
+            return wait_for(f"mode {' or '.join(modes)}", there, timeout_s)
+        except AssertionError as error:
+            status = self.status() or {}
+            raise AssertionError(f"{error}; it is {status.get('mode')}: {status.get('reason')}") from None
 
     def calm(self) -> None:
         """Idle, healthy and undisturbed, whatever the test before did."""
@@ -146,7 +150,12 @@ class LiveStation:
         """Start teleop the way a person does: the leader is kept still until the follower has reached it."""
         self.inject(operator="pause")
         self.client.call("teleop.start")
-        self.wait_mode("teleop", timeout_s=40.0)
+        # On a starved machine a leader reading may come late; the arm then holds and wants to be asked again.
+        for _ in range(5):
+            if self.wait_mode("teleop", "hold", timeout_s=40.0)["mode"] == "teleop":
+                break
+            self.client.call("teleop.start")
+        self.wait_mode("teleop", timeout_s=1.0)
         self.inject(operator="resume")
 
     def joints(self) -> list[float]:
