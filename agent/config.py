@@ -60,7 +60,7 @@ class ParkPose(_Model):
     shoulder_pan: Annotated[float, Field(ge=-110, le=110)] = 0.0
     shoulder_lift: Annotated[float, Field(ge=-110, le=110)] = -98.0
     elbow_flex: Annotated[float, Field(ge=-110, le=110)] = 95.0
-    wrist_flex: Annotated[float, Field(ge=-110, le=110)] = 70.0
+    wrist_flex: Annotated[float, Field(ge=-110, le=110)] = 55.0
     wrist_roll: Annotated[float, Field(ge=-170, le=170)] = 0.0
     gripper: Annotated[float, Field(ge=0, le=100)] = 5.0
 

@@ -168,6 +168,7 @@ def test_rows_lost_by_one_camera_are_taken_from_all(make_config: Any) -> None:
     shutil.copyfile(shorter.folder / "wrist.mp4", made.folder / "wrist.mp4")
     assert repair(config).salvaged == [0]
     assert numbers(opened(config.paths.dataset)) == list(range(1, 8))
+    assert "last 5 rows were lost" in DatasetIndex(config.paths.dataset).show(0)["ended"]
 
 
 def test_an_unfinished_episode_is_discarded_where_that_is_configured(make_config: Any) -> None:

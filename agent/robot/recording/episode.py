@@ -92,6 +92,7 @@ class Recording:
         zeros = {view.camera: 0 for view in header.views}
         self.counters = Counters(repeats=dict(zeros), missed=dict(zeros))
         self._lost_ns = {view.camera: round(LOST_PERIODS * NS_PER_S / view.fps) for view in header.views}
+        self._seq = -1
         self.problem: str | None = None
         """Why the episode cannot go on; what is recorded so far is whole."""
         self._disk = disk
@@ -120,6 +121,10 @@ class Recording:
         if missing / self.header.fps > MAX_GAP_S:
             self.problem = f"no usable tick for {missing / self.header.fps:.2f} s"
             return
+        if tick.seq < self._seq:
+            self.problem = "the arm process was restarted"  # its count of ticks began anew: time was lost
+            return
+        self._seq = tick.seq
         if tick.measured is None or tick.sent is None:
             raise ValueError("a row needs measured and sent joints")
         for camera, video in self._videos.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
+import msgspec
 
 from agent.config import StationConfig, load
 from agent.errors import AgentError
@@ -116,6 +117,9 @@ def rebuild(journal: Journal, header: Header, finished: Finished) -> Episode | N
     length = min([len(rows), *frames.values()])
     if length < MIN_ROWS:
         return None
+    if length < len(rows):
+        lost = f"; its last {len(rows) - length} rows were lost with the recorder"
+        finished = msgspec.structs.replace(finished, reason=finished.reason + lost)
     stats = {}
     for camera, path in videos.items():
         cut = path.with_name(f"{camera}.cut.mp4")
