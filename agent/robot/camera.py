@@ -101,6 +101,7 @@ class CameraProcess:
         self._said: tuple[CameraState, str] | None = None
         self._said_ns = 0
         self._last_image: Any = None
+        self._problem = "opening"  # while connecting: why the last attempt failed
         self._watch = FrameWatch(settings.frozen_s, settings.stall_s, clock.now_ns())
 
     def run(self) -> NoReturn:
@@ -134,7 +135,9 @@ class CameraProcess:
             problem = self._open(camera)
             if problem is None:
                 return camera
-            self._say(CameraState.CONNECTING, problem)
+            # Said in the attempts to come too: reports of one state are a second apart, and "opening" would take
+            # the place of the reason every time.
+            self._problem = problem
             until_ns = self._clock.now_ns() + round(RETRY_S * NS_PER_S)
             while self._clock.now_ns() < until_ns:
                 self._say(CameraState.CONNECTING, problem)
@@ -157,7 +160,7 @@ class CameraProcess:
         while thread.is_alive():
             if self._clock.now_ns() > deadline_ns:
                 self._end(CameraState.STALLED, f"could not be opened within {CONNECT_S:g} s", Exit.DEVICE_FAULT)
-            self._say(CameraState.CONNECTING, "opening")
+            self._say(CameraState.CONNECTING, self._problem)
             thread.join(READ_TIMEOUT_MS / 1000)
         return problems[0] if problems else None
 

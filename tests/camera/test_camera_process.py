@@ -78,7 +78,7 @@ class Listener:
         self.pid = forked(work)
 
     def until[T: (FrameHeader, CameraReport)](
-        self, kind: type[T], wanted: Callable[[T], bool], within_s: float = 30
+        self, kind: type[T], wanted: Callable[[T], bool], within_s: float = 10
     ) -> tuple[T, Any]:
         deadline = time.monotonic() + within_s
         heard = None
