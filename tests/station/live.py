@@ -218,6 +218,7 @@ class LiveStation:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def wire(self) -> list[dict[str, Any]]:
-        """Every goal written on the follower's bus so far."""
-        return [json.loads(line) for line in self.wire_log.read_text().splitlines() if line.strip()]
+    def wire(self, skip: int = 0) -> list[dict[str, Any]]:
+        """Every goal written on the servo buses so far, without the first `skip`. A half-written last line waits."""
+        lines = self.wire_log.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines[skip:] if line.endswith("\n")]
