@@ -65,7 +65,7 @@ def execute(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; a flush at exit must not fail
         return 0
-    except Exception as error:
+    except Exception as error:  # the edge of the command: people get a sentence, not a traceback
         if os.environ.get(DEBUG_VARIABLE):
             raise
         sentence = f"so-agent itself failed: {type(error).__name__}: {error}."

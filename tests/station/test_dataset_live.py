@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from agent.messages import JOINTS
+from agent.robot.recording.align import NEAR_NS
 from tests.station.live import LiveStation
 
 SECONDS = 3.0
+PERIOD_MS = 1000 / 30
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +52,47 @@ def test_stock_lerobot_opens_it_offline_with_a_frame_for_every_row(
     assert abs(episodes[-1]["frames"] - SECONDS * 30) <= 1
 
 
-def test_frame_i_shows_tick_i(recorded: LiveStation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every picture carries when it was rendered; it must be the newest that was there at its row's tick."""
+@pytest.mark.parametrize("camera", ["front", "wrist"])
+def test_frame_i_shows_tick_i(recorded: LiveStation, monkeypatch: pytest.MonkeyPatch, camera: str) -> None:
+    """Every picture carries when it was drawn: it is the one that its row's capture time and tick belong to."""
     from agent.virtual.cameras import read_stamp
 
     opened = dataset(recorded, monkeypatch)
     frames = frames_table(recorded.config.paths.dataset)
-    for index in range(opened.num_frames):
-        row = opened[index]
-        read_ms = frames["read_ns"][index] / 1e6
-        for camera in ("front", "wrist"):
-            image = (row[f"observation.images.{camera}"].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-            _, rendered_ms = read_stamp(image)
-            age_ms = read_ms - rendered_ms
-            # Rendering and transport take some milliseconds, a frame lives for 33; a shift of one row would
-            # show as a further 33.
-            assert -1 <= age_ms <= 33.4 + 40, f"row {index} of {camera}: {age_ms:.1f} ms"
+    key = f"observation.images.{camera}"
+    drawn_ms = np.array([read_stamp(as_image(opened[index][key]))[1] for index in range(opened.num_frames)])
+    captured_ms = np.array(frames[f"{camera}/capture_ns"]) / 1e6
+    new = ~np.array(frames[f"{camera}/repeat"])
+    assert_same_frames(drawn_ms, captured_ms, new)
+    # The tick: a new frame is at most one period old when the joints are read, or NEAR_NS younger.
+    ages_ms = np.array(frames["read_ns"])[new] / 1e6 - captured_ms[new]
+    assert ages_ms.min() >= -NEAR_NS / 1e6
+    assert np.median(ages_ms) <= PERIOD_MS
+
+
+def assert_same_frames(drawn_ms: Any, captured_ms: Any, new: Any) -> None:
+    """Picture and capture time of every row belong together, and not to the row before or after."""
+    latency_ms = np.median(captured_ms - drawn_ms)
+    assert 0 <= latency_ms < 25, "drawing, JPEG and transport take less than a frame's time"
+    for index in np.flatnonzero(new):
+        closest = np.abs(captured_ms - latency_ms - drawn_ms[index]).argmin()
+        assert captured_ms[closest] == captured_ms[index], f"row {index} shows the frame of row {closest}"
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_video_shifted_by_one_row_would_be_noticed(shift: int) -> None:
+    captured_ms = np.arange(60) * PERIOD_MS
+    drawn_ms = captured_ms - 6.0
+    everything = np.ones(60, dtype=bool)
+    assert_same_frames(drawn_ms, captured_ms, everything)
+    with pytest.raises(AssertionError):
+        assert_same_frames(np.roll(drawn_ms, shift)[2:-2], captured_ms[2:-2], everything[2:-2])
+    with pytest.raises(AssertionError):  # from the middle on, as after one dropped frame
+        assert_same_frames(np.r_[drawn_ms[:30], drawn_ms[31:], drawn_ms[-1:]], captured_ms, everything)
+
+
+def as_image(tensor: Any) -> Any:
+    return (tensor.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
 
 
 def frames_table(root: Path) -> dict[str, list[Any]]:

@@ -25,7 +25,8 @@ def enter(station: LiveStation, mode: str) -> None:
         case "hold":
             station.client.call("hold")
         case "aligning":
-            station.inject(operator="pause")
+            # Far from where the follower lies, so that it is on its way for seconds.
+            station.inject(operator={"pose": [60, -35, 45, 65, 0, 5]})
             station.client.call("teleop.start")
         case "teleop":
             station.teleop()
@@ -35,7 +36,7 @@ def enter(station: LiveStation, mode: str) -> None:
     station.wait_mode(mode)
 
 
-@pytest.mark.parametrize("mode", ["idle", "hold", "teleop", "homing"])
+@pytest.mark.parametrize("mode", ["idle", "hold", "aligning", "teleop", "homing"])
 def test_estop_from_every_mode_reaches_the_bus_in_time_and_is_verified(station: LiveStation, mode: str) -> None:
     enter(station, mode)
     before = time.monotonic()
@@ -46,6 +47,7 @@ def test_estop_from_every_mode_reaches_the_bus_in_time_and_is_verified(station: 
     assert took_s <= ESTOP_BUDGET_S
     with pytest.raises(Refused, match="estop"):
         station.client.call("teleop.start")
+    station.inject(operator="resume")
     station.client.call("reset")
     station.wait_mode("idle", "hold")
 
