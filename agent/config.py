@@ -105,6 +105,35 @@ class Recording(_Model):
     max_episode_s: Annotated[float, Field(gt=0, le=3600)] = 600.0
 
 
+class RemotePolicy(_Model):
+    """A `so-agent policy serve` on another machine. Both sides know each other by their public keys."""
+
+    address: Annotated[str, Field(pattern=r"^tcp://[^\s/]+:\d{1,5}$")]
+    keys: UserPath  # made by `so-agent policy keygen`; holds station.key and server.pub
+    timeout_s: Annotated[float, Field(ge=0.1, le=60)] = 5.0  # a chunk that takes longer is given up
+
+
+class Policy(_Model):
+    """How policies run here. Which one: `so-agent task start --policy`, or the one chosen by `so-agent policy use`."""
+
+    engine: Literal["auto", "reference", "exact", "bf16", "openvino", "cuda"] = "auto"
+    max_deviation: Annotated[float, Field(gt=0, le=10)] = 1.0  # degrees or percent; an engine beyond it is refused
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None  # None: all cores but the one the arm needs
+    merge: Literal["auto", "rtc", "crossfade"] = "auto"  # auto: rtc where the policy can
+    crossfade_s: Annotated[float, Field(ge=0, le=2)] = 0.2
+    max_seam_deg: Annotated[float, Field(gt=0, le=20)] = 2.0  # a tick; longer crossfade instead of a larger step
+    replan_s: Annotated[float, Field(ge=0, le=10)] = 0.2  # predictions begin no closer together than this
+    starve_alarm_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    starve_stop_s: Annotated[float, Field(ge=0.1, le=600)] = 2.0
+    hang_s: Annotated[float, Field(ge=1, le=600)] = 20.0  # a prediction that takes longer: the process is restarted
+    roll_forward: bool = False  # condition on the pose at which the chunk will begin
+    flow_steps: Annotated[int, Field(ge=1, le=100)] | None = None  # None: as trained
+    reuse_vision: bool = False  # keep the features of a camera whose picture has not changed
+    takeover_deg: Annotated[float, Field(gt=0, le=90)] | None = None  # leader movement that takes over; None: never
+    remote: RemotePolicy | None = None
+    extra_delay_s: Annotated[float, Field(ge=0, le=10)] = 0.0  # for experiments: added to every prediction
+
+
 class Logging(_Model):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal, else JSON
@@ -136,6 +165,7 @@ class StationConfig(BaseSettings):
     safety: Safety = Safety()
     cameras: dict[Name, Camera] = {}
     recording: Recording = Recording()
+    policy: Policy = Policy()
     logging: Logging = Logging()
 
     @model_validator(mode="before")
@@ -226,6 +256,10 @@ class Paths:
         self.arm_ctl = self.run / "arm.ctl"
         self.recorder_pub = self.run / "rec.pub"
         self.recorder_ctl = self.run / "rec.ctl"
+        self.policies = self.state / "policies"  # one bundle a folder
+        self.policy_in_use = self.state / "policy.json"
+        self.policy_pub = self.run / "policy.pub"
+        self.policy_ctl = self.run / "policy.ctl"
         self.virtual_ctl = self.run / "virtual.sock"
 
     def camera_pub(self, name: str) -> Path:

@@ -78,6 +78,12 @@ class DeviceFault(Transient):
     code = "device-fault"
 
 
+class BadPrediction(Transient):
+    """A policy gave something that is not a chunk of actions. Nothing of it is acted on."""
+
+    code = "bad-prediction"
+
+
 class EstopLatched(Safety):
     """The emergency stop is latched; only an explicit local reset clears it."""
 
@@ -87,7 +93,18 @@ class EstopLatched(Safety):
 
 FAMILY: dict[str, type[AgentError]] = {
     kind.code: kind
-    for kind in (AgentError, Transient, Fatal, Safety, BadInput, Refused, NotRunning, DeviceFault, EstopLatched)
+    for kind in (
+        AgentError,
+        Transient,
+        Fatal,
+        Safety,
+        BadInput,
+        Refused,
+        NotRunning,
+        DeviceFault,
+        BadPrediction,
+        EstopLatched,
+    )
 }
 
 

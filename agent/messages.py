@@ -74,6 +74,8 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
     sent: Joints | None = None
     limits: tuple[Limit, ...] = ()
     late_ns: int = 0  # how long after due_ns the loop woke
+    generation: int = 0  # of the task that has the arm; 0 outside EXECUTE
+    plan_ns: int | None = None  # where this tick stands on the task's own time, which stands still while starved
 
 
 class ServoHealth(msgspec.Struct, frozen=True):
@@ -100,6 +102,22 @@ class LoopStats(msgspec.Struct, frozen=True):
     scheduling: str  # "SCHED_FIFO 10", or why not
 
 
+class Execution(msgspec.Struct, frozen=True):
+    """How the chunk queue does in one generation. Seams are steps in degrees (gripper: percent) beyond what the
+    chunks themselves ask for, where one chunk goes over into the next."""
+
+    generation: int
+    chunks: int = 0  # taken into the schedule
+    dropped: dict[str, int] = {}  # reason -> chunks that were not
+    depth: int = 0  # actions that lie ahead
+    ticks: int = 0  # since the first chunk came
+    starved_ticks: int = 0  # of those, without an action
+    starving_s: float = 0.0  # now, without a break; also before the first chunk
+    starved: bool = False  # for longer than policy.starve_alarm_s
+    seam: float = 0.0  # of the last merge
+    seam_max: float = 0.0
+
+
 class ArmReport(msgspec.Struct, frozen=True, tag="arm"):
     """State of the arm process: published on `arm.pub` on change and twice a second, and the reply to
     every accepted arm command."""
@@ -123,6 +141,7 @@ class ArmReport(msgspec.Struct, frozen=True, tag="arm"):
     limited: int = 0  # ticks in which the safety filter changed the action, since start
     supervisor_lost: bool = False
     config_hash: str = ""
+    execution: Execution | None = None  # of the last task since the process began
 
 
 # --- commands to the arm process, on `arm.ctl` --------------------------------------------------------
@@ -133,10 +152,14 @@ class ArmHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
 
 
 class ArmDrive(msgspec.Struct, frozen=True, tag="drive"):
-    """Ask for another drive: HOLD, ALIGN (then FOLLOW by itself), EXECUTE, PARK or LIMP."""
+    """Ask for another drive: HOLD, ALIGN (then FOLLOW by itself), EXECUTE, PARK or LIMP.
+
+    EXECUTE takes chunks of `generation` only, which must be larger than any before.
+    """
 
     drive: Drive
     cause: str
+    generation: int = 0
 
 
 class ArmEstop(msgspec.Struct, frozen=True, tag="estop"):
@@ -293,7 +316,93 @@ class RecorderReport(msgspec.Struct, frozen=True, tag="recorder"):
     last: EpisodeResult | None = None
 
 
+# --- policy --------------------------------------------------------------------------------------------
+
+
+class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
+    """Actions for a stretch of a task's own time, published on `policy.pub` for the arm.
+
+    Action i belongs to `start_ns + i * period_ns` on the time scale of `Tick.plan_ns`. A chunk of another
+    generation than the arm's is dropped, wherever it is.
+    """
+
+    generation: int
+    seq: int  # counts the chunks of a generation, from 0
+    start_ns: int
+    period_ns: int
+    actions: tuple[Joints, ...]
+    policy: str  # name and hash of the bundle
+    observed_ns: int  # when the joints of its observation were read
+
+
+class PolicyState(StrEnum):
+    EMPTY = "empty"  # no policy is loaded
+    LOADING = "loading"  # reading, checking the engine against the reference, warming up
+    READY = "ready"
+    RUNNING = "running"  # a task runs
+
+
+class LoadPolicy(msgspec.Struct, frozen=True, tag="load"):
+    """Load a bundle of the station; answered at once, then watch the reports. Loading what is loaded does nothing."""
+
+    policy: str
+
+
+class StartTask(msgspec.Struct, frozen=True, tag="start"):
+    """Send chunks for this task as soon as the arm's ticks carry this generation."""
+
+    task: str
+    generation: int
+
+
+class StopTask(msgspec.Struct, frozen=True, tag="stop"):
+    cause: str
+
+
+class UnloadPolicy(msgspec.Struct, frozen=True, tag="unload"):
+    """Free the memory. Refused while a task runs."""
+
+
+class PolicyQuery(msgspec.Struct, frozen=True, tag="query"):
+    pass
+
+
+class PolicyShutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    pass
+
+
+type PolicyCommand = LoadPolicy | StartTask | StopTask | UnloadPolicy | PolicyQuery | PolicyShutdown
+
+
+class PolicyReport(msgspec.Struct, frozen=True, tag="policy"):
+    """Published on `policy.pub` on change and twice a second, and the reply to accepted commands.
+
+    Delays are from an observation to its chunk being sent; warm-up never counts.
+    """
+
+    at_ns: int
+    pid: int
+    state: PolicyState
+    reason: str = ""
+    policy: str | None = None  # name of the bundle
+    hash: str | None = None  # of its manifest
+    engine: str | None = None  # and where it runs, if that is not here
+    deviation: float | None = None  # from lerobot's own prediction, largest of all joints; degrees or percent
+    options: tuple[str, ...] = ()  # what makes it differ from the reference on purpose
+    cameras: tuple[str, ...] = ()  # of the station, in the policy's order
+    task: str | None = None
+    generation: int = 0
+    chunks: int = 0  # of this generation
+    failures: int = 0  # predictions that were refused or lost, of this generation
+    inference_p50_s: float | None = None
+    delay_p50_s: float | None = None
+    delay_p95_s: float | None = None
+    horizon_s: float | None = None  # what one chunk covers
+    verdict: str = ""  # whether starvation is to be expected
+
+
 type ArmReply = ArmReport | Problem
+type PolicyReply = PolicyReport | Problem
 type RecorderReply = RecorderReport | Problem
 
 
