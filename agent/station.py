@@ -61,6 +61,11 @@ CAMERA_SILENCE_S: Final = 6.0
 STARTING_S: Final = 3.0
 """How long an arm that does not answer is still starting before it is a fault."""
 
+RECORD_PATIENCE_S: Final = 2.0
+"""A recorder or an arm that has just been restarted hears the other within a few ticks."""
+
+RETRY_S: Final = 0.1
+
 CAMERA_REPORTS: Final = topic(CameraReport("", 0, 0, CameraState.CONNECTING))
 """The daemon reads the cameras' reports; the frames beside them are not even sent to it."""
 
@@ -406,7 +411,7 @@ class Station:
             session = Session(plan, self._ask_recorder)
             self.session = session
             try:
-                await session.start()
+                await self._start_patiently(session)
             except AgentError:
                 self.session = None
                 raise
@@ -417,6 +422,17 @@ class Station:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.wait(), PROGRESS_S)
         return session.summary()
+
+    async def _start_patiently(self, session: Session) -> None:
+        """A process that was just restarted may not hear its neighbour yet: that is no reason to send a person away."""
+        give_up_ns = self._clock.now_ns() + nanoseconds(RECORD_PATIENCE_S)
+        while True:
+            try:
+                return await session.start()
+            except DeviceFault:
+                if self._clock.now_ns() > give_up_ns:
+                    raise
+            await asyncio.sleep(RETRY_S)
 
     def _running_session(self) -> Session:
         if self.session is None or self.session.over:
