@@ -62,6 +62,7 @@ class OperatorRequest(_Strict, frozen=True):
     pose: Annotated[tuple[float, ...], Meta(min_length=6, max_length=6)] | None = None
     task: Task | None = None
     disc: str | None = None  # which one the task is about; null: each in turn
+    reach: str | None = None  # touch this disc once, from wherever the hand is, and stay
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"replug": "return"}):
@@ -200,14 +201,16 @@ class Controller:
                 self._operator.pause()
             case "resume":
                 self._operator.resume()
-            case OperatorRequest(pose, task, disc):
-                if pose is None and task is None:
-                    raise BadInput("The operator was given neither a pose nor a task.", "Give one of them.")
+            case OperatorRequest(pose, task, disc, reach):
+                if pose is None and task is None and reach is None:
+                    raise BadInput("The operator was given neither a pose nor a task nor a reach.", "Give one of them.")
                 if task is not None:
                     self._operator.set_task(task, disc)
                     self._operator.resume()
                 if pose is not None:
                     self._operator.go_to(pose)
+                if reach is not None:
+                    self._operator.reach(reach)
 
     def _servo_faults(self, request: Request) -> None:
         if fault := request.missing:

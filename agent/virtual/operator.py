@@ -28,9 +28,12 @@ TOUCH_M: Final = 0.009  # of the fingertip's middle, which is 3 mm thick on eith
 PUSH_M: Final = 0.012  # fingertip height while pushing: below the middle of the cube
 STAND_OFF_M: Final = 0.045  # where a push begins, behind the cube
 GRASP_M: Final = 0.022
+APPROACH_M: Final = 0.05  # the height from which a single reach comes down
+PASSING_M: Final = 0.02  # lower than this between two places the hand is lifted first
 LONGEST_PUSH_M: Final = 0.16  # further than this a cube tends to slip off a finger that is 14 mm wide
 OPEN_PCT: Final = 50.0
 CLOSED_PCT: Final = 2.0
+REACHED_S: Final = 0.5  # a hand stays this long on what it touched
 PATH_CHECKS: Final = 12
 AT_REST_DEG: Final = 3.0
 PICK_PITCHES_DEG: Final = (85.0, 75.0, 65.0, 55.0)  # steepest first: the further out, the flatter
@@ -96,6 +99,8 @@ class Operator:
         self._dynamics = dynamics
         self._kinematics = Kinematics(dynamics.scene)  # of the thinking thread
         self._check = Kinematics(dynamics.scene)  # of `go_to`, under the lock
+        self._reaching = Kinematics(dynamics.scene)  # of `reach`, under its own lock: planning takes a while
+        self._one_reach = threading.Lock()
         self._lock = threading.Lock()
         self._seed = seed
         self._pace = 0.0
@@ -151,13 +156,42 @@ class Operator:
             if not low <= wanted[index] <= high:
                 raise BadInput(f"{name} cannot go to {wanted[index]:g}.", f"Its range is {low:g} to {high:g}.")
         with self._lock:
-            if self._lowest_between(self._leader.joints_deg(), wanted) <= 0:
+            if _lowest_between(self._check, self._leader.joints_deg(), wanted) <= 0:
                 raise BadInput(
                     "On its way to that pose the arm would hit the table.", "Raise it, or go there in steps."
                 )
-            self._script, self._motion = iter([Move("to the commanded pose", (wanted,))]), None
-            self._errand, self._finishing, self._thought = True, False, None
-            self.paused = False
+            self._send_on(Move("to the commanded pose", (wanted,)))
+
+    def reach(self, disc: str) -> None:
+        """From wherever the hand is touch a disc in one movement and stay until `resume`; the table is left as it is.
+
+        Raises BadInput when there is no such disc or no way to it.
+        """
+        if disc not in self._dynamics.scene.discs:
+            raise BadInput(f"There is no {disc!r} on the table.", f"Discs: {', '.join(self._dynamics.scene.discs)}.")
+        with self._one_reach:
+            poses = self._way_to(disc, self._leader.joints_deg())
+        if not poses:
+            raise BadInput(f"The {disc} is out of reach from here.", "Place it elsewhere, or start from another pose.")
+        with self._lock:
+            self._send_on(Move(f"reaching for the {disc}", poses, dwell_s=REACHED_S))
+
+    def _send_on(self, errand: Move) -> None:
+        """Drop what is under way for a commanded move. Call with the lock held."""
+        self._script, self._motion = iter([errand]), None
+        self._errand, self._finishing, self._thought = True, False, None
+        self.paused = False
+
+    def _way_to(self, disc: str, start: Joints) -> tuple[Joints, ...]:
+        """Over the disc and down; a hand that would sweep the table on the way there is lifted first."""
+        x, y, _ = self._dynamics.objects()[disc]
+        kinematics = self._reaching
+        down = kinematics.line((x, y, APPROACH_M), (x, y, TOUCH_M))
+        if not down or _lowest_between(kinematics, start, down[0]) >= PASSING_M:
+            return down
+        here = kinematics.forward(start)
+        lifted = kinematics.reach((here[0], here[1], HOVER_M))
+        return (lifted, *down) if lifted and _lowest_between(kinematics, start, lifted) > 0 else ()
 
     def step(self, dt_s: float) -> None:
         with self._lock:
@@ -302,10 +336,12 @@ class Operator:
                 return found[0], found[1]
         return None
 
-    def _lowest_between(self, start: Joints, end: Joints) -> float:
-        shares = np.linspace(0, 1, PATH_CHECKS)
-        between = [tuple(a + (b - a) * float(share) for a, b in zip(start, end, strict=True)) for share in shares]
-        return min(self._check.lowest_m(pose) for pose in between)  # type: ignore[arg-type]
+
+def _lowest_between(kinematics: Kinematics, start: Joints, end: Joints) -> float:
+    """Height of the lowest solid corner on the straight way in joint space, in metres."""
+    shares = np.linspace(0, 1, PATH_CHECKS)
+    between = [tuple(a + (b - a) * float(share) for a, b in zip(start, end, strict=True)) for share in shares]
+    return min(kinematics.lowest_m(pose) for pose in between)  # type: ignore[arg-type]
 
 
 def _gripping(pose: Joints) -> Joints:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from agent.config import ParkPose
+from agent.errors import BadInput
 from agent.virtual.arm import VirtualArm, default_calibration
 from agent.virtual.arm_model import ArmModel
 from agent.virtual.dynamics import Dynamics
@@ -208,6 +209,34 @@ def test_a_table_may_hold_several_discs_and_the_operator_is_told_which() -> None
     assert "onto the green disc" in doings
     assert not any("blue" in doing for doing in doings)
     assert len(dynamics.objects()) == 4
+
+
+def test_the_hand_reaches_for_a_disc_from_wherever_it_is_and_stays_there() -> None:
+    arm = VirtualArm(NOWHERE, default_calibration("so101"), moved=False)
+    leader = VirtualArm(NOWHERE, default_calibration("so101", "leader"), moved=False)
+    dynamics = Dynamics(SceneModel("so101", discs=("blue", "green")), arm, seed=1)
+    kinematics = Kinematics(dynamics.scene)
+    operator = Operator(leader, dynamics)
+    try:
+        # The second reach begins on the first disc: the hand has to be lifted off the table.
+        for disc in ("green disc", "blue disc"):
+            operator.reach(disc)
+            assert operator.thinking is False
+            lowest = math.inf
+            for _ in range(round(6 / DT_S)):
+                operator.step(DT_S)
+                lowest = min(lowest, kinematics.lowest_m(leader.joints_deg()))
+            assert operator.doing == "waiting"
+            assert math.dist(kinematics.forward(leader.joints_deg())[:2], dynamics.objects()[disc][:2]) < 0.002
+            assert lowest > 0
+        with pytest.raises(BadInput, match="no 'red disc'"):
+            operator.reach("red disc")
+        dynamics.place({"blue disc": Pose2(0.6, 0.0)})
+        with pytest.raises(BadInput, match="out of reach"):
+            operator.reach("blue disc")
+    finally:
+        operator.close()
+    assert dynamics.scene_seed == 1  # the table is left as it is
 
 
 def test_a_cube_is_pushed_by_the_arm_and_not_passed_through() -> None:

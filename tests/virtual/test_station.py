@@ -338,6 +338,8 @@ def test_the_operator_moves_the_leader_at_human_speed_and_stops_when_paused(
         ({"operator": {"pose": [170, 0, 0, 0, 0, 5]}}, "shoulder_pan cannot go to 170"),
         ({"operator": "dance"}, "operator"),
         ({"operator": {"task": "touch", "disc": "pink disc"}}, "no 'pink disc'"),
+        ({"operator": {"reach": "pink disc"}}, "no 'pink disc'"),
+        ({"operator": {}}, "neither a pose nor a task nor a reach"),
     ],
 )
 def test_what_cannot_be_injected_is_refused_in_a_sentence(

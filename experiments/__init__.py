@@ -1,0 +1,1 @@
+"""Longer experiments that make what the project ships. Nothing in the agent imports them."""

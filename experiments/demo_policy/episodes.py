@@ -1,0 +1,108 @@
+"""Recorded episodes in memory: rows of joints and actions, and the cameras' images at the size the policy sees."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from lerobot.datasets import LeRobotDataset
+from lerobot.policies.smolvla.modeling_smolvla import resize_with_pad
+from numpy.typing import NDArray
+
+from experiments.demo_policy.recipe import CAMERAS, CHUNK
+
+MOVES_DEG: Final = 0.4
+"""Rows before the leader has moved this far are left out: they would teach the policy to wait."""
+
+ROWS_BEFORE: Final = 1
+ROWS_AT_REST: Final = 20  # kept after the last movement, at most
+
+
+class Episodes(NamedTuple):
+    """Rows of all episodes, one after the other."""
+
+    front: NDArray[np.uint8]  # (rows, 3/4 px, px, 3)
+    wrist: NDArray[np.uint8]
+    states: NDArray[np.float32]  # (rows, 6): measured joints
+    actions: NDArray[np.float32]  # (rows, 6): goals that were sent
+    episodes: NDArray[np.int64]  # (rows,)
+    tasks: NDArray[np.int64]  # (rows,), into `texts`
+    texts: NDArray[np.str_]
+
+    def chunks(self) -> NDArray[np.float32]:
+        """The actions from each row on, (rows, CHUNK, 6). After its end an episode holds its last action."""
+        last = np.searchsorted(self.episodes, self.episodes, side="right") - 1
+        rows = np.minimum(np.arange(len(self.episodes))[:, None] + np.arange(CHUNK), last[:, None])
+        return self.actions[rows]
+
+    def statistics(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What lerobot's processors normalise with."""
+        return {key: _statistics(rows) for key, rows in (("observation.state", self.states), ("action", self.actions))}
+
+
+def load(dataset: Path, image_px: int, cache: Path, progress: Callable[[int, int], None]) -> Episodes:
+    """Decode the videos of a LeRobotDataset once; the small images are kept in `cache`."""
+    from agent.robot.recording.index import DatasetIndex
+
+    count = DatasetIndex(dataset).count()
+    file = cache / f"episodes-{count}-{image_px}.npz"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        parts = []
+        source = LeRobotDataset(f"local/{dataset.name}", root=dataset)
+        for episode in range(count):
+            parts.append(_episode(source, episode, image_px))
+            progress(episode + 1, count)
+        unfinished = file.with_suffix(".tmp")
+        with unfinished.open("wb") as stream:
+            np.savez(stream, **_join(parts)._asdict())
+        unfinished.rename(file)
+    with np.load(file) as kept:
+        return Episodes(**{name: kept[name] for name in Episodes._fields})
+
+
+def moving(actions: NDArray[np.float32]) -> slice:
+    """The rows of one episode from just before the leader moves until it has rested for a while. Shape (rows, 6)."""
+    away = np.abs(actions - actions[0]).max(axis=1) > MOVES_DEG
+    before_end = np.abs(actions - actions[-1]).max(axis=1) > MOVES_DEG
+    first = max(0, int(away.argmax()) - ROWS_BEFORE) if away.any() else 0
+    last = len(actions) - int(before_end[::-1].argmax()) if before_end.any() else len(actions)
+    return slice(first, min(len(actions), last + ROWS_AT_REST))
+
+
+def _episode(source: LeRobotDataset, episode: int, image_px: int) -> Episodes:
+    about = source.meta.episodes[episode]
+    start, stop = int(about["dataset_from_index"]), int(about["dataset_to_index"])
+    table = source.hf_dataset.with_format("numpy")[start:stop]
+    actions, states = np.stack(table["action"]).astype(np.float32), np.stack(table["observation.state"])
+    rows = moving(actions)
+    images = {camera: [] for camera in CAMERAS}  # type: dict[str, list[Any]]
+    for row in range(start + rows.start, start + rows.stop):
+        item = source[row]
+        for camera in CAMERAS:
+            small = resize_with_pad(item[f"observation.images.{camera}"][None], image_px, image_px, pad_value=0)[0]
+            content = small[:, image_px // 4 :]  # without the bar that pads 4:3 to a square
+            images[camera].append((content * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    count = rows.stop - rows.start
+    return Episodes(
+        np.stack(images["front"]),
+        np.stack(images["wrist"]),
+        states[rows].astype(np.float32),
+        actions[rows],
+        np.full(count, episode),
+        np.zeros(count, np.int64),
+        np.array(about["tasks"]),
+    )
+
+
+def _join(parts: list[Episodes]) -> Episodes:
+    texts = sorted({str(part.texts[0]) for part in parts})
+    tasks = [np.full(len(part.states), texts.index(str(part.texts[0]))) for part in parts]
+    rows = [np.concatenate(column) for column in list(zip(*parts, strict=True))[:5]]
+    return Episodes(*rows, np.concatenate(tasks), np.array(texts))
+
+
+def _statistics(rows: NDArray[np.float32]) -> dict[str, torch.Tensor]:
+    values = {"mean": rows.mean(0), "std": rows.std(0), "min": rows.min(0), "max": rows.max(0)}
+    return {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}

@@ -1,0 +1,65 @@
+"""What each episode is about: where things lie, which disc is touched, and where the arm starts. All from a seed."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from agent.messages import Joints
+from agent.virtual.kinematics import Kinematics
+from agent.virtual.operator import READY, REST
+from agent.virtual.scene import SECTOR_DEG, SceneModel
+from experiments.demo_policy.recipe import DISCS
+
+FIRST_UNSEEN: Final = 1_000_000
+"""Seeds from here on are for evaluation; recording never gets there."""
+
+REACH_M: Final = (0.14, 0.30)
+HEIGHT_M: Final = (0.03, 0.20)
+PITCH_DEG: Final = (45.0, 90.0)
+ROLL_DEG: Final = 20.0
+OPEN_PCT: Final = 35.0
+CLEARANCE_M: Final = 0.02
+SHARES: Final = (0.40, 0.15, 0.10)  # of starts: where the last reach ended, at rest, ready; the others anywhere
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """One episode. `start` None: from wherever the last one ended."""
+
+    scene_seed: int
+    disc: str
+    start: Joints | None
+
+
+class Planner:
+    """Makes plans; needs the scene to know which poses an arm can take."""
+
+    def __init__(self, scene: SceneModel) -> None:
+        self._kinematics = Kinematics(scene)
+
+    def plan(self, number: int, seed: int = 0) -> EpisodePlan:
+        """The plan with this number; always the same. Discs take turns, so that both are named equally often."""
+        random = np.random.default_rng((seed, number))
+        disc = f"{DISCS[number % len(DISCS)]} disc"
+        scene_seed = int(random.integers(FIRST_UNSEEN)) if number < FIRST_UNSEEN else number
+        draw = random.random()
+        for share, start in zip(SHARES, (None, REST, READY), strict=True):
+            if draw < share:
+                return EpisodePlan(scene_seed, disc, start)
+            draw -= share
+        return EpisodePlan(scene_seed, disc, self.somewhere(random))
+
+    def somewhere(self, random: np.random.Generator) -> Joints:
+        """A pose with the fingertip anywhere above the table's middle."""
+        while True:
+            reach, bearing = random.uniform(*REACH_M), math.radians(random.uniform(-SECTOR_DEG, SECTOR_DEG))
+            pose = self._kinematics.solve(
+                (0.04 + reach * math.cos(bearing), reach * math.sin(bearing), random.uniform(*HEIGHT_M)),
+                pitch_deg=random.uniform(*PITCH_DEG),
+                roll_deg=random.uniform(-ROLL_DEG, ROLL_DEG),
+                gripper_pct=random.uniform(0, OPEN_PCT),
+            )
+            if pose and self._kinematics.lowest_m(pose) > CLEARANCE_M:
+                return pose

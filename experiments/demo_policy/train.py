@@ -1,0 +1,150 @@
+"""The whole policy learns from the recorded episodes, on top of a vision tower that stays as it was pretrained.
+
+lerobot freezes SmolVLA's vision encoder by default, too. What the tower says about a row is computed once.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from torch import nn
+from transformers import AutoTokenizer
+
+from experiments.demo_policy import checkpoint, learning
+from experiments.demo_policy.episodes import Episodes
+from experiments.demo_policy.network import tower
+from experiments.demo_policy.pretrain import pixels
+from experiments.demo_policy.recipe import CAMERAS, Recipe
+
+EMBED_BATCH: Final = 128
+REPORT_STEPS: Final = 100
+STATE_NOISE: Final = 0.03
+"""Of a standard deviation: a closed loop brings states that no episode holds."""
+
+NORMAL_FLOOR: Final = 1e-8  # as lerobot's normaliser
+AVERAGE_OVER: Final = 0.995  # the policy that is kept is a running mean of the weights
+LIGHTS: Final = (1.0, 0.94, 1.06)
+
+
+class Training:
+    """Resumable, like pretraining. `average` is the policy to use."""
+
+    def __init__(self, policy: SmolVLAPolicy, episodes: Episodes, vlm: Path, recipe: Recipe, file: Path) -> None:
+        self._policy, self._recipe, self._file = policy, recipe, file
+        for part in tower(policy):
+            part.requires_grad_(False)
+        statistics = episodes.statistics()
+        self._states = _normal(torch.from_numpy(episodes.states), statistics["observation.state"])
+        self._chunks = _normal(torch.from_numpy(episodes.chunks()), statistics["action"])
+        tokens = AutoTokenizer.from_pretrained(vlm)([f"{text}\n" for text in episodes.texts], padding=True)
+        self._tokens = torch.tensor(tokens["input_ids"])
+        self._masks = torch.tensor(tokens["attention_mask"]).bool()
+        self._tasks = torch.from_numpy(episodes.tasks)
+        self._episodes = episodes
+        self._seen: dict[str, torch.Tensor] = {}
+        self._parameters = [each for each in policy.parameters() if each.requires_grad]
+        self._optimiser = torch.optim.AdamW(
+            self._parameters, lr=recipe.train_rate, weight_decay=1e-4, betas=(0.9, 0.95)
+        )
+        self.average = copy.deepcopy(policy)
+        self._both = nn.ModuleList([policy, self.average])
+        self.step = 0
+        self.curve: list[dict[str, float]] = []
+        self.successes: list[dict[str, float]] = []
+        if file.exists():
+            about = checkpoint.restore(file, self._both, self._optimiser)
+            self.step, self.curve, self.successes = about["step"], about["curve"], about["successes"]
+
+    def run(
+        self,
+        progress: Callable[[dict[str, float]], None],
+        evaluate: Callable[[SmolVLAPolicy], dict[str, float]],
+    ) -> None:
+        """To the last step. `evaluate` gives success on unseen starts."""
+        recipe, saved = self._recipe, time.monotonic()
+        if self.step < recipe.train_steps:
+            self._see()
+        self._policy.train()
+        while self.step < recipe.train_steps:
+            loss = self._loss(learning.generator(recipe.seed + 1, self.step))
+            lr = learning.rate(self.step, recipe.train_steps, recipe.train_rate)
+            learning.descend(loss, self._optimiser, self._parameters, lr)
+            self._follow()
+            self.step += 1
+            last = self.step == recipe.train_steps
+            if self.step % REPORT_STEPS == 0 or last:
+                self.curve.append({"step": self.step, "loss": loss.item()})
+                progress(self.curve[-1])
+            if self.step % recipe.evaluate_every == 0 or last:
+                self.successes.append({"step": self.step, **evaluate(self.average)})
+                progress(self.successes[-1])
+                self._save()
+                saved = time.monotonic()
+            elif time.monotonic() - saved > recipe.save_every_s:
+                self._save()
+                saved = time.monotonic()
+
+    def _loss(self, dice: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(0, len(self._states), (self._recipe.train_batch,), generator=dice)
+        light = torch.randint(0, len(LIGHTS), (len(rows),), generator=dice)
+        states, actions, tasks = self._states[rows], self._chunks[rows], self._tasks[rows]
+        states = states + STATE_NOISE * torch.randn(states.shape, generator=dice)
+        model, width = self._policy.model, self._policy.config.max_state_dim
+        actions = nn.functional.pad(actions, (0, width - actions.shape[-1]))
+        noise = torch.randn(actions.shape, generator=dice)
+        # lerobot's Beta(1.5, 1), by its inverse, so that the draw depends on the step alone.
+        moment = torch.rand(len(rows), generator=dice) ** (1 / 1.5) * 0.999 + 0.001
+        here = torch.ones(len(rows), dtype=torch.bool)
+        backbone: Any = model.vlm_with_expert
+        backbone.embed_image = _as_it_is
+        try:
+            losses = model.forward(
+                [self._seen[camera][rows, light].float() for camera in CAMERAS],
+                [here] * len(CAMERAS),
+                self._tokens[tasks],
+                self._masks[tasks],
+                nn.functional.pad(states, (0, width - states.shape[-1])),
+                actions,
+                noise,
+                moment,
+            )
+        finally:
+            del backbone.embed_image
+        return losses[..., : self._states.shape[-1]].mean()
+
+    def _see(self) -> None:
+        """What the tower says about every row, in every light: (rows, lights, tokens, width)."""
+        px = self._recipe.network.image_px
+        for camera in CAMERAS:
+            images: torch.Tensor = torch.from_numpy(getattr(self._episodes, camera))
+            lights = []
+            for light in LIGHTS:
+                parts = []
+                with torch.inference_mode():
+                    for some in images.split(EMBED_BATCH):
+                        lit = (some.float() * light).clamp(0, 255)
+                        parts.append(self._policy.model.vlm_with_expert.embed_image(pixels(lit, px)).half())
+                lights.append(torch.cat(parts))
+            self._seen[camera] = torch.stack(lights, dim=1).clone()
+
+    def _follow(self) -> None:
+        share = min(AVERAGE_OVER, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            ours, theirs = list(self.average.parameters()), list(self._policy.parameters())
+            torch._foreach_lerp_(ours, theirs, 1 - share)  # type: ignore[arg-type]
+
+    def _save(self) -> None:
+        about: dict[str, Any] = {"step": self.step, "curve": self.curve, "successes": self.successes}
+        checkpoint.save(self._file, self._both, self._optimiser, about)
+
+
+def _as_it_is(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens
+
+
+def _normal(rows: torch.Tensor, statistics: dict[str, torch.Tensor]) -> torch.Tensor:
+    return (rows - statistics["mean"]) / (statistics["std"] + NORMAL_FLOOR)
