@@ -72,13 +72,16 @@ class Publisher:
 
 
 class Subscriber:
-    """Receives what publishers send. Reconnects by itself when a publisher restarts."""
+    """Receives what publishers send. Reconnects by itself when a publisher restarts.
 
-    def __init__(self, *paths: Path, queue: int = PUBLISH_QUEUE_MESSAGES) -> None:
+    With a `topic` only messages that begin with it are even sent here.
+    """
+
+    def __init__(self, *paths: Path, queue: int = PUBLISH_QUEUE_MESSAGES, topic: bytes = b"") -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, queue)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._socket.setsockopt(zmq.SUBSCRIBE, topic)
         # A publisher that restarts is found again within this time instead of zmq's default back-off.
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         for path in paths:
@@ -109,7 +112,7 @@ class Subscriber:
 
 
 class AsyncSubscriber:
-    """`Subscriber` for asyncio. With a `topic` only messages that begin with it are even sent here."""
+    """`Subscriber` for asyncio."""
 
     def __init__(self, *paths: Path, topic: bytes = b"") -> None:
         self._socket = zmq.asyncio.Context.instance().socket(zmq.SUB)
