@@ -1,0 +1,3 @@
+"""Whatever computes a chunk on this machine."""
+
+from agent.inference.engines.choose import load_engine as load_engine
