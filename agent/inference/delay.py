@@ -41,11 +41,11 @@ class DelayWindow:
         return len(self._delays)
 
     @property
-    def p50(self) -> float | None:
+    def p50_s(self) -> float | None:
         return self.percentile(50)
 
     @property
-    def p95(self) -> float | None:
+    def p95_s(self) -> float | None:
         return self.percentile(95)
 
     def percentile(self, percent: float) -> float | None:
