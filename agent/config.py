@@ -257,6 +257,7 @@ class Paths:
         self.recorder_pub = self.run / "rec.pub"
         self.recorder_ctl = self.run / "rec.ctl"
         self.policies = self.state / "policies"  # one bundle a folder
+        self.policy_cache = self.state / "policy-cache"  # converted weights, by bundle
         self.policy_in_use = self.state / "policy.json"
         self.policy_pub = self.run / "policy.pub"
         self.policy_ctl = self.run / "policy.ctl"

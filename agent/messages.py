@@ -394,7 +394,7 @@ class PolicyReport(msgspec.Struct, frozen=True, tag="policy"):
     generation: int = 0
     chunks: int = 0  # of this generation
     failures: int = 0  # predictions that were refused or lost, of this generation
-    inference_p50_s: float | None = None
+    inference_s: float | None = None  # of the last prediction alone
     delay_p50_s: float | None = None
     delay_p95_s: float | None = None
     horizon_s: float | None = None  # what one chunk covers

@@ -31,7 +31,7 @@ _M = Mode
 TABLE: dict[Mode, frozenset[Mode]] = {
     _M.STARTING: frozenset({_M.IDLE, _M.HOLD, _M.ESTOP, _M.FAULT, _M.STOPPING}),
     _M.IDLE: frozenset({_M.ALIGNING, _M.EXECUTING, _M.TRAINING, _M.HOLD, _M.HOMING, _M.ESTOP, _M.FAULT, _M.STOPPING}),
-    _M.ALIGNING: frozenset({_M.TELEOP, _M.HOLD, _M.ESTOP, _M.FAULT, _M.STOPPING}),
+    _M.ALIGNING: frozenset({_M.TELEOP, _M.EXECUTING, _M.HOLD, _M.ESTOP, _M.FAULT, _M.STOPPING}),
     _M.TELEOP: frozenset({_M.HOLD, _M.EXECUTING, _M.ESTOP, _M.FAULT, _M.STOPPING}),
     _M.EXECUTING: frozenset({_M.ALIGNING, _M.HOLD, _M.ESTOP, _M.FAULT, _M.STOPPING}),
     _M.TRAINING: frozenset({_M.IDLE, _M.ALIGNING, _M.EXECUTING, _M.HOLD, _M.HOMING, _M.ESTOP, _M.FAULT, _M.STOPPING}),
@@ -50,10 +50,10 @@ PASSING = (Mode.HOLD, Mode.ALIGNING)
 
 WHAT_TO_DO: dict[Mode, str] = {
     _M.STARTING: "Wait until `so-agent status` shows idle.",
-    _M.IDLE: "Start with `so-agent teleop start`.",
+    _M.IDLE: "Start with `so-agent teleop start` or `so-agent task start`.",
     _M.ALIGNING: "Wait until the follower has reached the leader, or run `so-agent hold`.",
     _M.TELEOP: "Run `so-agent teleop stop` first.",
-    _M.EXECUTING: "Run `so-agent hold` first.",
+    _M.EXECUTING: "Run `so-agent task stop` first, or `so-agent hold`.",
     _M.TRAINING: "Training stops by itself when the arm is needed; try again.",
     _M.HOLD: "Run `so-agent park`, or start teleop again.",
     _M.HOMING: "Wait until the arm is parked, or run `so-agent hold`.",

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from agent import __version__
-from agent.clock import NS_PER_MS, Clock, nanoseconds, seconds
-from agent.config import Paths, StationConfig, check_task
+from agent import __version__, requests, status
+from agent.clock import Clock, nanoseconds, seconds
+from agent.config import Paths, StationConfig
 from agent.errors import AgentError, BadInput, DeviceFault, NotRunning, Refused
 from agent.messages import (
     ArmCommand,
@@ -26,6 +26,11 @@ from agent.messages import (
     Drive,
     EpisodeSource,
     MarkEpisode,
+    PolicyCommand,
+    PolicyReply,
+    PolicyReport,
+    PolicyShutdown,
+    PolicyState,
     RecorderReply,
     RecorderReport,
     RecorderShutdown,
@@ -34,6 +39,7 @@ from agent.messages import (
 from agent.modes import RECORDABLE, WHAT_TO_DO, Mode, ModeMachine, Transition, steps
 from agent.session import PROGRESS_S, Plan, Session
 from agent.supervisor import ChildSpec, Supervisor
+from agent.task import Task, TaskState, load, require_idle_hands
 from agent.telemetry import logger
 from agent.transport import AsyncCommandClient, AsyncSubscriber, is_served, topic
 
@@ -55,6 +61,11 @@ COMMIT_AND_EXIT_S: Final = 10.0
 ARM_SILENCE_S: Final = 1.0
 """The arm publishes every tick, at least ten a second. A bus time-out or a reconnect takes 0.3 s."""
 
+POLICY_ANSWER_S: Final = 2.0
+"""Its main thread only moves messages, but Python hands it the interpreter late while a model is being imported."""
+
+POLICY_SILENCE_S: Final = 10.0
+
 RECORDER_SILENCE_S: Final = 10.0
 CAMERA_SILENCE_S: Final = 6.0
 
@@ -68,6 +79,8 @@ RETRY_S: Final = 0.1
 
 CAMERA_REPORTS: Final = topic(CameraReport("", 0, 0, CameraState.CONNECTING))
 """The daemon reads the cameras' reports; the frames beside them are not even sent to it."""
+
+POLICY_REPORTS: Final = topic(PolicyReport(0, 0, PolicyState.EMPTY))
 
 type Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -85,12 +98,16 @@ class Station:
         self.tick: Tick | None = None
         self.cameras: dict[str, CameraReport] = {}
         self.recorder: RecorderReport | None = None
+        self.policy: PolicyReport | None = None
         self.session: Session | None = None
+        self.task: Task | None = None
         self.last_session: dict[str, Any] | None = None
+        self.last_task: dict[str, Any] | None = None
         self._arm_client: AsyncCommandClient[ArmReport] = AsyncCommandClient(self.paths.arm_ctl, ArmReply)
         self._recorder_client: AsyncCommandClient[RecorderReport] = AsyncCommandClient(
             self.paths.recorder_ctl, RecorderReply
         )
+        self._policy_client: AsyncCommandClient[PolicyReport] = AsyncCommandClient(self.paths.policy_ctl, PolicyReply)
         self._one_at_a_time = asyncio.Lock()
         self._background: set[asyncio.Future[Any]] = set()
         self._arm_first_heard_ns: int | None = None
@@ -100,6 +117,8 @@ class Station:
             "status": self._status_verb,
             "teleop.start": self._teleop_start,
             "teleop.stop": self._teleop_stop,
+            "task.start": self._task_start,
+            "task.stop": self._task_stop,
             "hold": self._hold,
             "park": self._park,
             "release": self._release,
@@ -123,6 +142,7 @@ class Station:
         return [
             ChildSpec("arm", "agent.robot.arm:main", "devices", silence_s=ARM_SILENCE_S, orphan_stays=True),
             *cameras,
+            ChildSpec("policy", "agent.inference.process:main", "devices", silence_s=POLICY_SILENCE_S),
             ChildSpec("recorder", "agent.robot.recording.process:main", "recorder", silence_s=RECORDER_SILENCE_S),
         ]
 
@@ -134,6 +154,7 @@ class Station:
             asyncio.create_task(self.supervisor.run(self._before_spawn), name="supervisor"),
             asyncio.create_task(self._listen_to_arm(), name="arm reports"),
             asyncio.create_task(self._listen_to_recorder(), name="recorder reports"),
+            asyncio.create_task(self._listen_to_policy(), name="policy reports"),
             *(
                 asyncio.create_task(self._listen_to_camera(name), name=f"camera {name} reports")
                 for name in self.config.cameras
@@ -176,6 +197,8 @@ class Station:
                 if isinstance(message, Tick):
                     self.supervisor.heard("arm")
                     self.tick = message
+                    if self.task and self.task.taken_by(message):
+                        self._spawn(self._take_over("the leader was moved"))
                 else:
                     self._heard_from_arm(message)
 
@@ -187,6 +210,15 @@ class Station:
                 self.supervisor.heard("recorder")
                 if self.session is not None:
                     await self.session.heard(self.recorder)
+
+    async def _listen_to_policy(self) -> None:
+        decoder = msgspec.msgpack.Decoder(PolicyReport)
+        with contextlib.closing(AsyncSubscriber(self.paths.policy_pub, topic=POLICY_REPORTS)) as subscriber:
+            while True:
+                self.policy = decoder.decode((await subscriber.receive())[0])
+                self.supervisor.heard("policy")
+                if self.task and self.task.due:
+                    self._spawn(self._end_task("its time is over"))
 
     async def _listen_to_camera(self, name: str) -> None:
         decoder = msgspec.msgpack.Decoder(CameraReport)
@@ -204,8 +236,9 @@ class Station:
                 await asyncio.wait_for(self.session.stop(), COMMIT_AND_EXIT_S)
         self.supervisor.expect_exit()
         for name, ask, timeout_s in (
+            ("policy", self.ask_policy(PolicyShutdown()), COMMIT_AND_EXIT_S),
             ("recorder", self._ask_recorder(RecorderShutdown()), COMMIT_AND_EXIT_S),
-            ("arm", self._ask_arm(ArmShutdown("the agent is shutting down")), PARK_AND_EXIT_S),
+            ("arm", self.ask_arm(ArmShutdown("the agent is shutting down")), PARK_AND_EXIT_S),
         ):
             try:
                 await ask
@@ -241,8 +274,15 @@ class Station:
         # The arm may be two drives further already: one that is aligned when teleop starts follows in the next tick.
         for step in steps(mode, wanted):
             self.machine.to(step, report.reason)
-        if self.machine.mode not in RECORDABLE and self.session and not self.session.over:
+        if self.task and self.machine.mode not in self._of_a_task():
+            self._spawn(self._end_task(report.reason))
+        elif self.machine.mode not in RECORDABLE and not self.task and self.session and not self.session.over:
             self._spawn(self._end_session(report.reason))
+
+    def _of_a_task(self) -> tuple[Mode, ...]:
+        """The modes that the task under way may be in; in any other it is over."""
+        taken_over = self.task is not None and self.task.state is TaskState.TAKEN_OVER
+        return (Mode.EXECUTING, Mode.ALIGNING, Mode.TELEOP) if taken_over else (Mode.EXECUTING,)
 
     def _mode_for(self, drive: Drive, mode: Mode) -> Mode:
         match drive:
@@ -271,6 +311,10 @@ class Station:
                 self.machine.to(Mode.FAULT, f"the arm process ended ({why}); starting it again")
         elif name == "recorder":
             self.recorder = None
+        elif name == "policy":
+            self.policy = None
+            if self.task and self.task.state is TaskState.RUNNING:
+                self._spawn(self._end_task(f"the policy process ended ({why})"))
         else:
             self.cameras.pop(name.removeprefix("camera-"), None)
 
@@ -283,7 +327,7 @@ class Station:
         await self._end_session(why)
         if self.arm and self.arm.torque_on:
             with contextlib.suppress(AgentError):  # the arm itself may be what failed
-                await self._ask_arm(ArmDrive(Drive.HOLD, why))
+                await self.ask_arm(ArmDrive(Drive.HOLD, why))
 
     def _log_transition(self, transition: Transition) -> None:
         logger.info("mode", before=transition.before, after=transition.after, cause=transition.cause)
@@ -293,16 +337,16 @@ class Station:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _end_session(self, cause: str) -> None:
+    async def _end_session(self, cause: str, success: bool | None = None) -> None:
         """Motion ended under a recording: what was recorded up to here is kept."""
         if self.session and not self.session.over:
             logger.warning("recording ends because the arm stopped", cause=cause)
             with contextlib.suppress(AgentError):
-                await self.session.stop()
+                await self.session.stop(success)
 
     # --- asking the children ---------------------------------------------------------------------------
 
-    async def _ask_arm(self, command: ArmCommand, timeout_s: float = ARM_ANSWER_S) -> ArmReport:
+    async def ask_arm(self, command: ArmCommand, timeout_s: float = ARM_ANSWER_S) -> ArmReport:
         try:
             report = await self._arm_client.ask_async(command, timeout_s)
         except NotRunning as error:
@@ -311,6 +355,18 @@ class Station:
             ) from error
         self._heard_from_arm(report)
         return report
+
+    async def ask_policy(self, command: PolicyCommand) -> PolicyReport:
+        try:
+            self.policy = await self._policy_client.ask_async(command, POLICY_ANSWER_S)
+        except NotRunning as error:
+            raise DeviceFault(
+                "The policy process does not answer.", "It is being restarted; `so-agent status` shows how it goes."
+            ) from error
+        return self.policy
+
+    def policy_report(self) -> PolicyReport | None:
+        return self.policy
 
     async def _ask_recorder(self, command: Any) -> RecorderReport:
         try:
@@ -322,8 +378,8 @@ class Station:
 
     async def _drive(self, drive: Drive, mode: Mode, cause: str) -> dict[str, Any]:
         self.machine.require(mode)
-        await self._ask_arm(ArmDrive(drive, cause))
-        return {"mode": self.machine.mode, "reason": self.machine.reason}
+        await self.ask_arm(ArmDrive(drive, cause))
+        return self._mode()
 
     # --- verbs -----------------------------------------------------------------------------------------
 
@@ -337,84 +393,153 @@ class Station:
         return await do(args, progress)
 
     async def _status_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         return self.status()
 
     async def _teleop_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         if self.config.robot.leader is None:
             raise Refused("This station has no leader arm.", "Add robot.leader to the configuration.")
         async with self._one_at_a_time:
             if self.machine.mode in (Mode.TELEOP, Mode.ALIGNING):
-                return {"mode": self.machine.mode, "reason": self.machine.reason}
+                return self._mode()
+            if self.task:
+                await self._give_to_the_leader(self.task, "teleop was started")
+                return self._mode()
             return await self._drive(Drive.ALIGN, Mode.ALIGNING, "teleop was started")
 
     async def _teleop_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         if self.machine.mode not in (Mode.TELEOP, Mode.ALIGNING):
             raise Refused(
                 f"Teleop is not running: the station is in mode {self.machine.mode}.", WHAT_TO_DO[self.machine.mode]
             )
+        if self.task:
+            async with self._one_at_a_time:
+                await self.task.run()
+                return self._mode()
         return await self._hold({}, progress, "teleop was stopped")
+
+    async def _take_over(self, cause: str) -> None:
+        async with self._one_at_a_time:
+            if self.task and self.task.state is TaskState.RUNNING and self.machine.mode is Mode.EXECUTING:
+                with contextlib.suppress(AgentError):  # e.g. no leader reading: the task goes on
+                    await self._give_to_the_leader(self.task, cause)
+
+    async def _give_to_the_leader(self, task: Task, cause: str) -> None:
+        before, task.state = task.state, TaskState.TAKEN_OVER  # first: the arm's answer changes the mode
+        try:
+            await task.take_over(cause)
+        except AgentError:
+            task.state = before
+            raise
+
+    async def _task_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        wanted = requests.task(args, self.config)
+        requests.only(args)
+        self._require_task_possible()
+        await load(wanted.policy, self, progress)  # not behind the lock: a person may want the arm meanwhile
+        async with self._one_at_a_time:
+            self._require_task_possible()
+            self.task = Task(wanted, self, self.config, self._clock)
+            try:
+                await self.task.run()
+                if wanted.record:
+                    longest = self.config.recording.max_episode_s
+                    await self._begin_session(
+                        Plan(wanted.text, 1, wanted.duration_s or longest, 0.0, EpisodeSource.POLICY)
+                    )
+            except AgentError:
+                task, self.task = self.task, None
+                if task and self.machine.mode is Mode.EXECUTING:
+                    await task.end("the task could not be started")
+                raise
+            return {**self._mode(), "task": self.task.status()}
+
+    def _require_task_possible(self) -> None:
+        if self.task:
+            raise Refused(f"The task {self.task.plan.text!r} is under way.", "Run `so-agent task stop` first.")
+        require_idle_hands(self.machine.mode)
+        self.machine.require(Mode.EXECUTING)
+
+    async def _task_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        success = requests.success(args)
+        requests.only(args)
+        if self.task is None:
+            raise Refused("No task is under way.", 'Start one with `so-agent task start --task "..."`.')
+        await self._end_task("task stop was asked for", success)
+        return {**self._mode(), "task": self.last_task}
+
+    async def _end_task(self, cause: str, success: bool | None = None) -> None:
+        """Hold where it is, keep what was recorded."""
+        task = self.task
+        if task is None or task.over:
+            return
+        if self.machine.mode in self._of_a_task():
+            with contextlib.suppress(AgentError):  # an arm that does not answer holds by itself
+                await task.end(cause)
+        else:
+            task.over = cause
+            await task.silence(cause)
+        self.task, self.last_task = None, {**task.status(), "over": cause}
+        await self._end_session(cause, success)
+
+    def _mode(self) -> dict[str, Any]:
+        return {"mode": self.machine.mode, "reason": self.machine.reason}
 
     async def _hold(
         self, args: dict[str, Any], progress: Progress, cause: str = "hold was asked for"
     ) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         async with self._one_at_a_time:
-            answer = await self._drive(Drive.HOLD, Mode.HOLD, cause) if self.machine.mode is not Mode.HOLD else None
+            if self.machine.mode is not Mode.HOLD:
+                await self._drive(Drive.HOLD, Mode.HOLD, cause)
+            await self._end_task(cause)
             await self._end_session(cause)
-            return answer or {"mode": self.machine.mode, "reason": self.machine.reason}
+            return self._mode()
 
     async def _park(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         async with self._one_at_a_time:
             if self.machine.mode in (Mode.TELEOP, Mode.ALIGNING, Mode.EXECUTING):
                 await self._drive(Drive.HOLD, Mode.HOLD, "park was asked for")
+                await self._end_task("park was asked for")
                 await self._end_session("park was asked for")
             return await self._drive(Drive.PARK, Mode.HOMING, "park was asked for")
 
     async def _release(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Torque off wherever the arm is. Allowed in every mode: a person can always release the arm."""
-        _only(args)
-        report = await self._ask_arm(ArmDrive(Drive.LIMP, "release was asked for"))
+        requests.only(args)
+        report = await self.ask_arm(ArmDrive(Drive.LIMP, "release was asked for"))
         return {"mode": self.machine.mode, "reason": self.machine.reason, "torque_on": report.torque_on}
 
     async def _estop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         cause = str(args.get("cause", "e-stop was pressed"))[:200]
         # Not behind the lock: an e-stop waits for nobody.
-        report = await self._ask_arm(ArmEstop(cause))
+        report = await self.ask_arm(ArmEstop(cause))
         return {"mode": self.machine.mode, "reason": self.machine.reason, "verified": report.estop_verified}
 
     async def _reset(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         async with self._one_at_a_time:
             failed = any(child.failed for child in self.supervisor.children.values())
             if self.machine.mode not in (Mode.ESTOP, Mode.FAULT) and not failed:
                 raise Refused(f"There is nothing to reset in mode {self.machine.mode}.")
             self.supervisor.retry_failed()
             if self.arm is not None:
-                await self._ask_arm(ArmReset("reset was asked for"))
+                await self.ask_arm(ArmReset("reset was asked for"))
             return {"mode": self.machine.mode, "reason": self.machine.reason}
 
     async def _record_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         wait = bool(args.pop("wait", False))
-        plan = _plan(args, self.config)
+        wanted = requests.recording(args, self.config)
         async with self._one_at_a_time:
             if self.machine.mode not in RECORDABLE:
                 raise Refused(
                     f"Recording needs a moving arm; the station is in mode {self.machine.mode}.",
                     WHAT_TO_DO[self.machine.mode],
                 )
-            if self.session and not self.session.over:
-                raise Refused(f"Already recording {self.session.plan.task!r}.", "Run `so-agent record stop` first.")
-            session = Session(plan, self._ask_recorder)
-            self.session = session
-            try:
-                await self._start_patiently(session)
-            except AgentError:
-                self.session = None
-                raise
+            session = await self._begin_session(wanted)
         if not wait:
             return {"recording": session.status()}
         while not session.over:
@@ -422,6 +547,17 @@ class Station:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.wait(), PROGRESS_S)
         return session.summary()
+
+    async def _begin_session(self, plan: Plan) -> Session:
+        if self.session and not self.session.over:
+            raise Refused(f"Already recording {self.session.plan.task!r}.", "Run `so-agent record stop` first.")
+        session = self.session = Session(plan, self._ask_recorder)
+        try:
+            await self._start_patiently(session)
+        except AgentError:
+            self.session = None
+            raise
+        return session
 
     async def _start_patiently(self, session: Session) -> None:
         """A process that was just restarted may not hear its neighbour yet: that is no reason to send a person away."""
@@ -440,38 +576,36 @@ class Station:
         return self.session
 
     async def _record_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        success = args.pop("success", None)
-        _only(args)
-        if success not in (True, False, None):
-            raise BadInput(f"success must be true, false or null; found {success!r}.")
+        success = requests.success(args)
+        requests.only(args)
         session = self._running_session()
         await session.stop(success)
         return session.summary()
 
     async def _record_discard(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         session = self._running_session()
         await session.discard("discarded by the operator")
         return session.summary()
 
     async def _record_again(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         session = self._running_session()
         await session.again()
         return {"recording": session.status()}
 
     async def _episodes_list(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         return {"episodes": msgspec.to_builtins(await asyncio.to_thread(self._index().list))}
 
     async def _episodes_show(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        episode = _episode(args)
-        _only(args)
+        episode = requests.episode(args)
+        requests.only(args)
         return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
 
     async def _episodes_mark(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        episode, success = _episode(args), args.pop("success", None)
-        _only(args)
+        episode, success = requests.episode(args), args.pop("success", None)
+        requests.only(args)
         await self._ask_recorder(MarkEpisode(episode, success))
         return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
 
@@ -481,7 +615,7 @@ class Station:
         return DatasetIndex(self.paths.dataset)
 
     async def _shutdown_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        _only(args)
+        requests.only(args)
         self.stop_requested.set()
         return {"mode": Mode.STOPPING}
 
@@ -489,80 +623,28 @@ class Station:
 
     def status(self) -> dict[str, Any]:
         """The public shape of `so-agent status --json`; docs/command-line.md describes it."""
-        recording = self.session.status() if self.session and not self.session.over else None
-        arm = self.arm
+        now_ns = self._clock.now_ns()
+        children = self.supervisor.children
         return {
             "station": self.config.station,
             "version": __version__,
             "config_hash": self.config.hash,
-            "uptime_s": round(seconds(self._clock.now_ns() - self._started_ns), 1),
+            "uptime_s": round(seconds(now_ns - self._started_ns), 1),
             "mode": self.machine.mode,
             "reason": self.machine.reason,
-            "recording": recording,
-            "arm": _plain(arm, without=("servos",)) if arm else None,
-            "servos": {servo.name: _plain(servo) for servo in arm.servos} if arm else None,
-            "cameras": {name: self._camera(name) for name in self.config.views().values()} or None,
-            "recorder": _plain(self.recorder) if self.recorder else None,
-            "policy": None,
+            "recording": self.session.status() if self.session and not self.session.over else None,
+            "task": self.task.status() if self.task else None,
+            "arm": status.plain(self.arm, without=("servos",)) if self.arm else None,
+            "servos": {servo.name: status.plain(servo) for servo in self.arm.servos} if self.arm else None,
+            "cameras": {
+                name: status.camera(
+                    self.config.cameras[name], self.cameras.get(name), children[f"camera-{name}"], now_ns
+                )
+                for name in self.config.views().values()
+            }
+            or None,
+            "recorder": status.plain(self.recorder) if self.recorder else None,
+            "policy": status.policy(self.policy, self.arm, self.last_task) if self.policy else None,
             "federation": None,
-            "children": {
-                name: {
-                    "pid": child.pid,
-                    "restarts": child.restarts,
-                    "last_exit": child.last_exit,
-                    "failed": child.failed,
-                }
-                for name, child in self.supervisor.children.items()
-            },
+            "children": {name: status.child(state) for name, state in children.items()},
         }
-
-    def _camera(self, name: str) -> dict[str, Any]:
-        report = self.cameras.get(name)
-        child = self.supervisor.children[f"camera-{name}"]
-        if report is None:
-            return {"state": "down", "reason": child.failed or child.last_exit or "starting", "age_ms": None}
-        age_ms = (
-            None
-            if report.last_capture_ns is None
-            else round((self._clock.now_ns() - report.last_capture_ns) / NS_PER_MS, 1)
-        )
-        return {**_plain(report), "view": self.config.cameras[name].view, "age_ms": age_ms}
-
-
-def _plain(message: msgspec.Struct, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(message)
-    for name in ("type", *without):
-        fields.pop(name, None)
-    return fields
-
-
-def _only(args: dict[str, Any]) -> None:
-    if args:
-        raise BadInput(f"Unknown argument{'s' if len(args) > 1 else ''}: {', '.join(sorted(args))}.")
-
-
-def _episode(args: dict[str, Any]) -> int:
-    episode = args.pop("episode", None)
-    if not isinstance(episode, int) or isinstance(episode, bool) or episode < 0:
-        raise BadInput(f"episode must be a number from 0; found {episode!r}.", "See `so-agent episodes list`.")
-    return episode
-
-
-def _plan(args: dict[str, Any], config: StationConfig) -> Plan:
-    task = check_task(str(args.pop("task", "")))
-    episodes = args.pop("episodes", 1)
-    episode_s = args.pop("episode_s", None)
-    reset_s = args.pop("reset_s", 5.0)
-    _only(args)
-    if not isinstance(episodes, int) or isinstance(episodes, bool) or not 1 <= episodes <= 10_000:
-        raise BadInput(f"--episodes must be 1 to 10000; found {episodes!r}.")
-    longest = config.recording.max_episode_s
-    if episode_s is None:
-        if episodes > 1:
-            raise BadInput("Several episodes need a length.", "Add --episode-s, e.g. --episode-s 20.")
-        episode_s = longest
-    if not isinstance(episode_s, int | float) or not 1 <= episode_s <= longest:
-        raise BadInput(f"--episode-s must be 1 to {longest:g} (recording.max_episode_s); found {episode_s!r}.")
-    if not isinstance(reset_s, int | float) or not 0 <= reset_s <= 3600:
-        raise BadInput(f"--reset-s must be 0 to 3600; found {reset_s!r}.")
-    return Plan(task, episodes, float(episode_s), float(reset_s), EpisodeSource.TELEOP)

@@ -70,10 +70,15 @@ def render(answer: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_headline(answer)]
     if answer.get("recording"):
         parts.append(_recording(answer["recording"]))
+    if answer.get("task"):
+        from agent.cli.task import progress_line
+
+        parts.append(progress_line(answer))
     arm, servos = answer.get("arm"), answer.get("servos") or {}
     parts.append(_arm(arm, servos) if arm else Text("  The arm process does not run.", "red"))
     boxes = [
         _cameras(answer.get("cameras") or {}),
+        _policy(answer),
         _recorder(answer.get("recorder")),
         _children(answer.get("children")),
     ]
@@ -162,6 +167,36 @@ def _cameras(cameras: Mapping[str, Any]) -> RenderableType | None:
             words.append(f" {camera['reason']}", "dim")
         table.add_row(name, words, _number(camera.get("fps")), "-" if age is None else f"{age:.0f} ms")
     return Panel(table, title="cameras", title_align="left", border_style="dim")
+
+
+def _policy(answer: Mapping[str, Any]) -> RenderableType | None:
+    """What it is, how fast, and how its chunks fare in the arm."""
+    policy = answer.get("policy")
+    if not policy or not policy.get("policy"):
+        return None
+    execution = policy.get("execution") or {}
+    lines = [
+        Text.assemble((str(policy["policy"]), "bold"), f" {policy.get('hash') or ''}  {policy.get('engine') or ''}"),
+        Text(f"{policy['state']}: {policy['reason']}"),
+    ]
+    if policy.get("delay_p95_s") is not None:
+        lines.append(
+            Text(
+                f"delay p50 {policy['delay_p50_s'] * 1e3:.0f}  p95 {policy['delay_p95_s'] * 1e3:.0f} ms,"
+                f" {policy['chunks']} chunks, {policy['failures']} failed"
+            )
+        )
+        lines.append(Text(str(policy["verdict"]), "dim"))
+    if execution:
+        style = "bold red" if execution["starved"] else "yellow" if execution["starved_ticks"] else ""
+        lines.append(
+            Text(
+                f"queue {execution['depth']}, starved {execution['starved_ticks']} of {execution['ticks']} ticks,"
+                f" seam {execution['seam']:.2f} (max {execution['seam_max']:.2f})",
+                style,
+            )
+        )
+    return Panel(Group(*lines), title="policy", title_align="left", border_style="dim")
 
 
 def _recorder(recorder: Mapping[str, Any] | None) -> RenderableType | None:

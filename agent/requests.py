@@ -1,0 +1,69 @@
+"""What the arguments of a request mean. A mistake becomes BadInput; what is used is taken out of `args`."""
+
+from typing import Any
+
+from agent.config import StationConfig, check_task
+from agent.errors import BadInput
+from agent.inference.library import Library
+from agent.messages import EpisodeSource
+from agent.session import Plan
+from agent.task import TaskPlan
+
+
+def only(args: dict[str, Any]) -> None:
+    if args:
+        raise BadInput(f"Unknown argument{'s' if len(args) > 1 else ''}: {', '.join(sorted(args))}.")
+
+
+def episode(args: dict[str, Any]) -> int:
+    episode = args.pop("episode", None)
+    if not isinstance(episode, int) or isinstance(episode, bool) or episode < 0:
+        raise BadInput(f"episode must be a number from 0; found {episode!r}.", "See `so-agent episodes list`.")
+    return episode
+
+
+def recording(args: dict[str, Any], config: StationConfig) -> Plan:
+    task = check_task(str(args.pop("task", "")))
+    episodes = args.pop("episodes", 1)
+    episode_s = args.pop("episode_s", None)
+    reset_s = args.pop("reset_s", 5.0)
+    only(args)
+    if not isinstance(episodes, int) or isinstance(episodes, bool) or not 1 <= episodes <= 10_000:
+        raise BadInput(f"--episodes must be 1 to 10000; found {episodes!r}.")
+    longest = config.recording.max_episode_s
+    if episode_s is None:
+        if episodes > 1:
+            raise BadInput("Several episodes need a length.", "Add --episode-s, e.g. --episode-s 20.")
+        episode_s = longest
+    if not isinstance(episode_s, int | float) or not 1 <= episode_s <= longest:
+        raise BadInput(f"--episode-s must be 1 to {longest:g} (recording.max_episode_s); found {episode_s!r}.")
+    if not isinstance(reset_s, int | float) or not 0 <= reset_s <= 3600:
+        raise BadInput(f"--reset-s must be 0 to 3600; found {reset_s!r}.")
+    return Plan(task, episodes, float(episode_s), float(reset_s), EpisodeSource.TELEOP)
+
+
+def success(args: dict[str, Any]) -> bool | None:
+    """The judgement of an episode; None: not judged."""
+    judged = args.pop("success", None)
+    if judged is not None and not isinstance(judged, bool):
+        raise BadInput(f"success must be true, false or null; found {judged!r}.")
+    return judged
+
+
+def task(args: dict[str, Any], config: StationConfig) -> TaskPlan:
+    """What a `task.start` request asks for. Raises BadInput with a sentence for each thing that is wrong."""
+    text = check_task(str(args.pop("task", "")))
+    name, duration_s, record = args.pop("policy", None), args.pop("duration_s", None), args.pop("record", False)
+    if name is not None and not isinstance(name, str):
+        raise BadInput(f"policy must be a name; found {name!r}.", "See `so-agent policy list`.")
+    longest = config.recording.max_episode_s
+    if duration_s is not None and (not isinstance(duration_s, int | float) or not 1 <= duration_s <= 86_400):
+        raise BadInput(f"--duration-s must be 1 to 86400; found {duration_s!r}.")
+    if record and (duration_s or longest) > longest:
+        raise BadInput(
+            f"A recorded task may take {longest:g} s (recording.max_episode_s); found {duration_s:g}.",
+            "Shorten --duration-s, or leave out --record.",
+        )
+    paths = config.paths
+    folder = Library(paths.policies, paths.policy_in_use).find(name)
+    return TaskPlan(text, folder.name, duration_s, bool(record))
