@@ -247,8 +247,8 @@ class PolicyProcess:
             chunks=run.chunks if run else 0,
             failures=run.failures if run else 0,
             inference_s=run.inference_s if run else None,
-            delay_p50_s=self._delays.p50,
-            delay_p95_s=self._delays.p95,
+            delay_p50_s=self._delays.p50_s,
+            delay_p95_s=self._delays.p95_s,
             horizon_s=traits.chunk_size * traits.period_ns / 1e9 if traits else None,
-            verdict=verdict(traits, self._delays.p95) if traits else "",
+            verdict=verdict(traits, self._delays.p95_s) if traits else "",
         )

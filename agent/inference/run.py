@@ -153,7 +153,7 @@ class Run:
 
     def _delay_ticks(self) -> int:
         """How many actions will have run when a chunk that is begun now arrives; a high percentile."""
-        delay_s = self.delays.p95
+        delay_s = self.delays.p95_s
         return math.ceil(delay_s * NS_PER_S / self._traits.period_ns) if delay_s else 0
 
     def _conditioned(self, plan_ns: int, measured: Joints) -> tuple[int, Joints]:
