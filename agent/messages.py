@@ -384,7 +384,7 @@ class PolicyReport(msgspec.Struct, frozen=True, tag="policy"):
     pid: int
     state: PolicyState
     reason: str = ""
-    policy: str | None = None  # name of the bundle
+    policy: str | None = None  # name of the bundle that is loaded, or was to be
     hash: str | None = None  # of its manifest
     engine: str | None = None  # and where it runs, if that is not here
     deviation: float | None = None  # from lerobot's own prediction, largest of all joints; degrees or percent

@@ -66,6 +66,8 @@ POLICY_ANSWER_S: Final = 2.0
 
 POLICY_SILENCE_S: Final = 10.0
 
+POLICY_ENTRY = "agent.inference.process:main"
+
 RECORDER_SILENCE_S: Final = 10.0
 CAMERA_SILENCE_S: Final = 6.0
 
@@ -142,7 +144,7 @@ class Station:
         return [
             ChildSpec("arm", "agent.robot.arm:main", "devices", silence_s=ARM_SILENCE_S, orphan_stays=True),
             *cameras,
-            ChildSpec("policy", "agent.inference.process:main", "devices", silence_s=POLICY_SILENCE_S),
+            ChildSpec("policy", POLICY_ENTRY, "devices", silence_s=POLICY_SILENCE_S),
             ChildSpec("recorder", "agent.robot.recording.process:main", "recorder", silence_s=RECORDER_SILENCE_S),
         ]
 
@@ -634,6 +636,7 @@ class Station:
             "reason": self.machine.reason,
             "recording": self.session.status() if self.session and not self.session.over else None,
             "task": self.task.status() if self.task else None,
+            "last_task": self.last_task,
             "arm": status.plain(self.arm, without=("servos",)) if self.arm else None,
             "servos": {servo.name: status.plain(servo) for servo in self.arm.servos} if self.arm else None,
             "cameras": {
@@ -644,7 +647,7 @@ class Station:
             }
             or None,
             "recorder": status.plain(self.recorder) if self.recorder else None,
-            "policy": status.policy(self.policy, self.arm, self.last_task) if self.policy else None,
+            "policy": status.policy(self.policy, self.arm) if self.policy and self.policy.policy else None,
             "federation": None,
             "children": {name: status.child(state) for name, state in children.items()},
         }

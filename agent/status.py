@@ -26,14 +26,10 @@ def camera(settings: Camera, report: CameraReport | None, process: ChildState, n
     return {**plain(report), "view": settings.view, "age_ms": age_ms}
 
 
-def policy(report: PolicyReport, arm: ArmReport | None, last_task: dict[str, Any] | None) -> dict[str, Any]:
+def policy(report: PolicyReport, arm: ArmReport | None) -> dict[str, Any]:
     """What the policy process says, and how its chunks fare in the arm."""
     execution = arm.execution if arm else None
-    return {
-        **plain(report),
-        "execution": plain(execution) if execution else None,
-        "last_task": last_task,
-    }
+    return {**plain(report), "execution": plain(execution) if execution else None}
 
 
 def child(state: ChildState) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _follow(console: Console) -> dict[str, Any]:
     except KeyboardInterrupt:
         console.print("The arm goes on; `so-agent task stop` ends the task.")
         raise
-    ended: dict[str, Any] = (status["policy"] or {}).get("last_task") or {}
+    ended: dict[str, Any] = status["last_task"] or {}
     return {"mode": status["mode"], "reason": status["reason"], "task": ended}
 
 

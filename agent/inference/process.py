@@ -163,7 +163,6 @@ class PolicyProcess:
             self._bundle, self._engine = loading.result()
         except AgentError as error:
             self._reason = f"{self._wanted} was not loaded: {error}"
-            self._wanted = None
             logger.error("policy not loaded", reason=str(error))
             return
         traits = self._engine.traits

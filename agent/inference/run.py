@@ -5,6 +5,7 @@ is on its way meanwhile guides the next chunk (real-time chunking), from a mirro
 """
 
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class Run:
     def _predict(self, observation: Observation, guidance: Guidance | None) -> tuple[Actions, int]:
         begun_ns = self._clock.now_ns()
         actions = self._engine.predict(observation, guidance)
+        time.sleep(self._settings.extra_delay_s)  # experiments on latency: as if the model were larger
         return actions, self._clock.now_ns() - begun_ns
 
     def _finish(self, pending: _Pending) -> None:

@@ -71,6 +71,7 @@ class LiveStation:
         self.virtual: subprocess.Popen[bytes] | None = None
         self.agent: subprocess.Popen[bytes] | None = None
         self.log = folder / "agent.log"
+        self.program = "agent.cli"
 
     def start_virtual(self, *options: str) -> None:
         log = (self.folder / "virtual.log").open("ab")
@@ -86,7 +87,7 @@ class LiveStation:
 
     def start_agent(self, wait: bool = True) -> None:
         self.agent = subprocess.Popen(
-            [sys.executable, "-m", "agent.cli", "run", "-c", self.file],
+            [sys.executable, "-m", self.program, "run", "-c", self.file],
             stdout=self.log.open("ab"),
             stderr=subprocess.STDOUT,
             cwd=ROOT,
