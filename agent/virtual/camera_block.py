@@ -24,6 +24,7 @@ class CameraFault(StrEnum):
     FROZEN = "frozen"  # the same bytes over and over
     STALLED = "stalled"  # connected, but no frames
     GONE = "gone"  # the socket is closed
+    GREY = "grey"  # frames as ever, but with nothing on them: a lens cap
 
 
 _FAULTS: Final = tuple(CameraFault)

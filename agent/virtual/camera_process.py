@@ -33,6 +33,7 @@ NOISE_SIGMA: Final = 3.0  # of 255: enough to survive JPEG, too little to see
 NOISE_POOL: Final = (256, 256)
 SEND_QUEUE: Final = 2  # frames; an unread camera must not pile up memory
 RATE_WINDOW: Final = 60  # frames
+GREY: Final = 128  # of 255
 RESYNC_S: Final = 0.5  # further behind than this, frames are skipped
 
 
@@ -181,9 +182,13 @@ def serve(job: Job, stop: threading.Event) -> None:
                 stop.wait(ahead)
                 continue
             stream.due_s = time.monotonic() if ahead < -RESYNC_S else stream.due_s + 1 / stream.spec.fps
-            if stream.wants_drawing(block.fault(stream.number)):
+            fault = block.fault(stream.number)
+            if stream.wants_drawing(fault):
                 moment = block.read_state(state)
-                painter.draw(state, stream.camera_id, stream.pixels)
+                if fault is CameraFault.GREY:
+                    stream.pixels[:] = GREY
+                else:
+                    painter.draw(state, stream.camera_id, stream.pixels)
                 if job.stamp:
                     write_stamp(stream.pixels, moment.goal_count, moment.at_ns // 1_000_000)
                 stream.publish()

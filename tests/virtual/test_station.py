@@ -189,6 +189,16 @@ def test_a_frozen_camera_repeats_itself_and_recovers(station: Station, config: S
     until(lambda: not same(), "alive again")
 
 
+def test_a_covered_camera_goes_on_with_nothing_on_its_pictures(
+    station: Station, config: StationConfig, front: Any
+) -> None:
+    inject(config, {"camera": {"name": "front", "fault": "grey"}})
+    until(lambda: float(front.async_read(timeout_ms=1000).std()) < 3, "grey")
+    assert not np.array_equal(front.async_read(timeout_ms=1000), front.async_read(timeout_ms=1000))
+    inject(config, {"camera": {"fault": "none"}})
+    until(lambda: float(front.async_read(timeout_ms=1000).std()) > 10, "in sight again")
+
+
 @pytest.mark.parametrize("fault", ["stalled", "gone"])
 def test_a_stalled_or_missing_camera_sends_nothing_and_recovers(
     station: Station, config: StationConfig, front: Any, fault: str
