@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import av
 import numpy as np
 import torch
 from lerobot.datasets import LeRobotDataset
-from lerobot.policies.smolvla.modeling_smolvla import resize_with_pad
 from numpy.typing import NDArray
 
+from agent.errors import BadInput
 from experiments.demo_policy.recipe import CAMERAS, CHUNK
 
 MOVES_DEG: Final = 0.4
@@ -77,23 +78,50 @@ def _episode(source: LeRobotDataset, episode: int, image_px: int) -> Episodes:
     table = source.hf_dataset.with_format("numpy")[start:stop]
     actions, states = np.stack(table["action"]).astype(np.float32), np.stack(table["observation.state"])
     rows = moving(actions)
-    images = {camera: [] for camera in CAMERAS}  # type: dict[str, list[Any]]
-    for row in range(start + rows.start, start + rows.stop):
-        item = source[row]
-        for camera in CAMERAS:
-            small = resize_with_pad(item[f"observation.images.{camera}"][None], image_px, image_px, pad_value=0)[0]
-            content = small[:, image_px // 4 :]  # without the bar that pads 4:3 to a square
-            images[camera].append((content * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     count = rows.stop - rows.start
     return Episodes(
-        np.stack(images["front"]),
-        np.stack(images["wrist"]),
+        *(_images(source, episode, camera, rows, image_px) for camera in CAMERAS),
         states[rows].astype(np.float32),
         actions[rows],
         np.full(count, episode),
         np.zeros(count, np.int64),
         np.array(about["tasks"]),
     )
+
+
+def shrink(picture: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
+    """What lerobot's `resize_with_pad` makes of a 4:3 picture, without the bar: (3/4 px, px, 3), rounded.
+
+    It interpolates between the four nearest pixels and looks at no others; picking those first is ten times faster.
+    """
+    height, width = picture.shape[:2]
+    (above, below, down), (left, right, across) = _nearest(height, image_px * 3 // 4), _nearest(width, image_px)
+    top, bottom = picture[above].astype(np.float32), picture[below].astype(np.float32)
+    rows = top + (bottom - top) * down[:, None, None]
+    mixed = rows[:, left] + (rows[:, right] - rows[:, left]) * across[:, None]
+    return mixed.round().astype(np.uint8)
+
+
+def _nearest(size: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For each of `wanted` points along `size` pixels: the pixels on either side, and the share of the second."""
+    points = np.clip((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0, size - 1)
+    first = np.floor(points).astype(np.int64)
+    return first, np.minimum(first + 1, size - 1), (points - first).astype(np.float32)
+
+
+def _images(source: LeRobotDataset, episode: int, camera: str, rows: slice, image_px: int) -> NDArray[np.uint8]:
+    """One camera's images of some rows, decoded in one pass, shrunk as the policy does it."""
+    key = f"observation.images.{camera}"
+    begin = float(source.meta.episodes[episode][f"videos/{key}/from_timestamp"])
+    images = []
+    with av.open(str(source.root / source.meta.get_video_file_path(episode, key))) as file:
+        for frame in file.decode(video=0):
+            row = round((float(frame.time or 0.0) - begin) * source.fps)
+            if rows.start <= row < rows.stop:
+                images.append(shrink(frame.to_ndarray(format="rgb24"), image_px))
+    if len(images) != rows.stop - rows.start:
+        raise BadInput(f"Episode {episode} has {len(images)} images of {camera} for {rows.stop - rows.start} rows.")
+    return np.stack(images)
 
 
 def _join(parts: list[Episodes]) -> Episodes:

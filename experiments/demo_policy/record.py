@@ -56,7 +56,10 @@ class Recording:
             station.inject(operator={"pose": READY})
             station.wait_for_hand()
             return refused.message
-        station.client.call("record.start", {"task": task_text(plan.disc)})
+        try:
+            station.client.call("record.start", {"task": task_text(plan.disc)})
+        except Refused as refused:
+            return refused.message
         try:
             station.inject(operator={"reach": plan.disc})
             station.wait_for_hand()
