@@ -189,7 +189,7 @@ def serve(job: Job, stop: threading.Event) -> None:
                     stream.pixels[:] = GREY
                 else:
                     painter.draw(state, stream.camera_id, stream.pixels)
-                if job.stamp:
+                if job.stamp and fault is not CameraFault.GREY:
                     write_stamp(stream.pixels, moment.goal_count, moment.at_ns // 1_000_000)
                 stream.publish()
             block.set_progress(stream.number, stream.frames, stream.fps)
