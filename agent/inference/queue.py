@@ -108,17 +108,17 @@ class ChunkQueue:
         self._max_seam = max_seam
         self._tick_s = tick_s
         self._tick_ns = nanoseconds(tick_s)
-        self._highest = 0  # generation that there was
+        self.highest = 0  # generation that there was
         self.close()
 
     # --- a task ---
 
     def reset(self, generation: int) -> None:
         """Begin a task at plan time 0 with nothing scheduled. Raises ValueError for a generation that is not new."""
-        if generation <= self._highest:
-            raise ValueError(f"generation {generation} is not larger than {self._highest}")
+        if generation <= self.highest:
+            raise ValueError(f"generation {generation} is not larger than {self.highest}")
         self.close()
-        self.generation = self._highest = generation
+        self.generation = self.highest = generation
 
     def close(self) -> None:
         """Forget the schedule; every chunk is of another generation from now on."""

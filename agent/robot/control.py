@@ -25,6 +25,7 @@ from agent.messages import (
     Source,
     Tick,
 )
+from agent.robot.execution import Executor
 from agent.robot.leader import Leader
 from agent.robot.mailbox import Mailbox
 from agent.robot.pacing import Pacer, prefer
@@ -54,7 +55,8 @@ class Control:
         self._pacer = Pacer(clock, config.robot.control_hz)
         self._publisher = Publisher(config.paths.arm_pub)
         self._leader = Leader(config, clock)
-        self._pilot = Pilot(config, clock, self._leader)
+        self._executor = Executor(config, clock)
+        self._pilot = Pilot(config, clock, self._leader, self._executor)
         self._sent: Joints | None = None
         self._scheduling = "not started"
         self._ticks = 0
@@ -80,6 +82,7 @@ class Control:
         finally:
             self._pilot.bus.close()
             self._leader.close()
+            self._executor.close()
             self._publisher.close()
 
     def _tick(self) -> None:
@@ -91,6 +94,7 @@ class Control:
         measured = pilot.read()
         read_ns = pilot.bus.measured_ns if measured else self._clock.now_ns()
         leader = self._leader.read()
+        self._executor.receive()
         self._stop_if_asked()
         pilot.judge(self._mailbox.heard_ns)
         requested, source = pilot.choose()
@@ -109,6 +113,8 @@ class Control:
                 sent=self._sent,
                 limits=limits,
                 late_ns=late_ns,
+                generation=self._executor.generation,
+                plan_ns=self._executor.plan_ns,
             )
         )
         self._ticks += 1
@@ -132,7 +138,7 @@ class Control:
             try:
                 match command:
                     case ArmDrive():
-                        self._pilot.change(command.drive, command.cause)
+                        self._pilot.change(command.drive, command.cause, command.generation)
                     case ArmReset():
                         self._pilot.reset()
                     case ArmShutdown():
@@ -167,6 +173,8 @@ class Control:
             pilot.estop_verified,
             pilot.alone,
             pilot.health.verdict(),
+            self._executor.generation,
+            self._executor.starved,
         )
         if state != self._reported or now - self._reported_ns >= nanoseconds(REPORT_S):
             self._reported, self._reported_ns = state, now
@@ -195,4 +203,5 @@ class Control:
             limited=self._limited,
             supervisor_lost=pilot.alone,
             config_hash=self._config.hash,
+            execution=self._executor.report(),
         )

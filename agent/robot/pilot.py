@@ -19,6 +19,7 @@ from agent.messages import JOINTS, Drive, Joints, Limit, Source
 from agent.robot import estop
 from agent.robot.calibration import joints
 from agent.robot.connection import Connection
+from agent.robot.execution import Executor
 from agent.robot.follower import Follower
 from agent.robot.health import Health
 from agent.robot.leader import Leader
@@ -55,10 +56,11 @@ TORQUED: Final = MOVING | {Drive.HOLD}
 class Pilot:
     """The arm's drive and everything that depends on it. Used by the control thread only."""
 
-    def __init__(self, config: StationConfig, clock: Clock, leader: Leader) -> None:
+    def __init__(self, config: StationConfig, clock: Clock, leader: Leader, executor: Executor) -> None:
         self._config = config
         self._clock = clock
         self._leader = leader
+        self._executor = executor
         self.health = Health(config.safety)
         self.bus = Connection(config, clock, self.health, self._on_lost)
         self._latch = estop.read(config.paths.estop_latch)
@@ -150,6 +152,8 @@ class Pilot:
                 return leader, Source.LEADER
             case Drive.PARK:
                 return approach(command, self._park_pose(), slow, period_s), Source.PARK
+            case Drive.EXECUTE if pose := self._executor.next(command):
+                return pose, Source.POLICY
             case _:
                 return self._target or command, Source.HOLD
 
@@ -253,6 +257,8 @@ class Pilot:
         elif self.drive in (Drive.ALIGN, Drive.FOLLOW) and not self._leader.fresh(now):
             why = f" ({self._leader.reason})" if self._leader.reason else ""
             self._hold(f"no leader reading for {stale_ms:.0f} ms{why}; start teleop again to align")
+        elif self.drive is Drive.EXECUTE and (starved := self._executor.overdue()):
+            self._hold(starved)
 
     def _mind_arrival(self, now: int) -> None:
         command, follower, leader = self.command, self.bus.follower, self._leader.joints
@@ -270,7 +276,7 @@ class Pilot:
 
     # --- changes of drive ---
 
-    def change(self, drive: Drive, cause: str) -> None:
+    def change(self, drive: Drive, cause: str, generation: int = 0) -> None:
         """Do what a command asks for. Raises EstopLatched, Refused or DeviceFault, and then nothing has changed.
 
         Only a release that fails is different: it goes on being tried.
@@ -298,9 +304,13 @@ class Pilot:
                 if self.drive is not Drive.FOLLOW:
                     self._enter(Drive.ALIGN, cause)
             case Drive.EXECUTE:
-                raise Refused("There is no policy.", "Start one first.")
+                self._executor.admit(generation)
+                self._require_power()
+                self._engage()
+                self._executor.begin(generation)
+                self._enter(Drive.EXECUTE, cause)
             case _:
-                raise Refused(f"The drive {drive} cannot be asked for.", "Ask for hold, align, park or limp.")
+                raise Refused(f"The drive {drive} cannot be asked for.", "Ask for hold, align, execute, park or limp.")
 
     def leave(self, cause: str) -> None:
         """Park, release, exit."""
@@ -323,6 +333,8 @@ class Pilot:
         if drive is not self.drive:
             logger.info("drive", before=str(self.drive), after=str(drive), cause=reason)
             self._entered_ns = self._clock.now_ns()
+        if drive is not Drive.EXECUTE:
+            self._executor.end()
         self.drive, self.reason = drive, reason
         self._target = None
         self._arrived_ns = None
@@ -333,6 +345,9 @@ class Pilot:
     def _require_leader(self) -> None:
         if not self._leader.fresh(self._clock.now_ns()):
             raise DeviceFault("There is no reading of the leader arm.", self._leader.reason)
+        self._require_power()
+
+    def _require_power(self) -> None:
         if low := self.health.verdict().low_voltage:
             raise DeviceFault(f"Low voltage at {', '.join(low)}.", "Check the power supply.")
 
