@@ -29,7 +29,7 @@ from agent.inference.bundle import (
     sha256,
     write_manifest,
 )
-from agent.inference.contents import MIB, files_in, read_json, refuse_pickles
+from agent.inference.contents import MIB, check, files_in, read_json, refuse_pickles
 from agent.inference.statistics import give_statistics
 
 VLM_FILES: Final = (
@@ -87,7 +87,10 @@ def import_checkpoint(
     cameras = dict(wish.cameras) if wish.cameras else views(found.cameras)
     check_cameras(found, cameras)
     vlm = _find_vlm(found, wish.vlm)
-    with _staging(policies, name, sum(path.stat().st_size for path in files_in(source))) as staged:
+    taken = [source / file for file in found.files] + ([vlm / file for file in _vlm_files(vlm)] if vlm else [])
+    for path in taken:
+        check(path)
+    with _staging(policies, name, sum(path.stat().st_size for path in taken)) as staged:
         _copy(found, vlm, staged)
         if wish.statistics:
             give_statistics(staged / POLICY, wish.statistics)
@@ -118,8 +121,9 @@ def views(cameras: tuple[str, ...]) -> dict[str, str]:
 def suggested_name(source: Path) -> str:
     """A name after the folder; of lerobot's RUN/checkpoints/STEP/pretrained_model, run and step."""
     parts = [source.name]
-    if source.name == "pretrained_model" and source.parents[1].name == "checkpoints":
-        parts = [source.parents[2].name, source.parents[0].name]
+    match source.parts:
+        case [*_, run, "checkpoints", step, "pretrained_model"]:
+            parts = [run, step]
     return re.sub(r"[^a-z0-9_]+", "-", "-".join(parts).lower()).strip("-_")[:63]
 
 
@@ -193,14 +197,17 @@ def _copy(found: checkpoint.Checkpoint, vlm: Path | None, staged: Path) -> None:
     if vlm is None:
         return
     (staged / VLM).mkdir()
-    for name in VLM_FILES:
-        if (vlm / name).is_file():
-            if name.endswith(".json") and name not in VOCABULARIES:
-                values = read_json(vlm / name)
-                values.pop("auto_map", None)  # names Python files of the model's author
-                _write_json(staged / VLM / name, _portable(values))
-            else:
-                shutil.copyfile(vlm / name, staged / VLM / name)
+    for name in _vlm_files(vlm):
+        if name.endswith(".json") and name not in VOCABULARIES:
+            values = read_json(vlm / name)
+            values.pop("auto_map", None)  # names Python files of the model's author
+            _write_json(staged / VLM / name, _portable(values))
+        else:
+            shutil.copyfile(vlm / name, staged / VLM / name)
+
+
+def _vlm_files(vlm: Path) -> list[str]:
+    return [name for name in VLM_FILES if (vlm / name).is_file()]
 
 
 def _clean_config(values: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,12 @@ class Loaded:
         batch: dict[str, Any] = self.preprocessor(raw)
         return batch
 
+    def predict(self, batch: dict[str, Any], **how: Any) -> "torch.Tensor":
+        """lerobot's own prediction, shape (1, n, 6), normalised. Raises BadPrediction when it fails."""
+        with _predicting():
+            chunk: torch.Tensor = self.policy.predict_action_chunk(dict(batch), **how)
+        return chunk
+
     def finish(self, chunk: "torch.Tensor") -> Actions:
         """A predicted chunk, shape (1, n, 6) or (n, 6), in degrees and percent, shape (n, 6).
 
@@ -191,6 +197,20 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _predicting() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # the policy's own code: whatever it raises, there is no chunk
+        raise BadPrediction(f"The policy failed to predict: {type(error).__name__}: {_line(error)}.") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:500] or "no reason given"
+
+
+@contextlib.contextmanager
 def _sentence(bundle: Bundle) -> Iterator[None]:
     """Whatever lerobot, transformers and torch raise about a checkpoint, in one line."""
     try:
@@ -198,8 +218,7 @@ def _sentence(bundle: Bundle) -> Iterator[None]:
     except (AgentError, MemoryError):
         raise
     except Exception as error:  # foreign code on a foreign checkpoint: draccus, safetensors and lerobot share no root
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise BadInput(
-            f"lerobot cannot load {bundle.manifest.name} ({bundle.manifest.type}): {' '.join(lines)[:500]}.",
+            f"lerobot cannot load {bundle.manifest.name} ({bundle.manifest.type}): {_line(error)}.",
             "Was it made with another version of lerobot, or are its packages not installed?",
         ) from error
