@@ -22,6 +22,8 @@ TOUCHED_M: Final = 0.012
 
 MOVED_M: Final = 0.01  # a cube that was laid under the hand jumps away: such a table is laid anew
 MOST_FAILURES: Final = 25  # in a row
+MOST_RESTARTS: Final = 3
+"""Of the whole station without an episode in between. On a busy host servos answer late: to the agent, a fault."""
 
 
 class Recording:
@@ -100,6 +102,16 @@ def record(folder: Path, recipe: Recipe, progress: Callable[[int, str], None]) -
     dataset = folder / "station" / "datasets" / "reach"
     if dataset.exists() and DatasetIndex(dataset).count() >= recipe.episodes:
         return dataset
-    with RecordingStation(folder / "station", recipe.seed) as station:
-        Recording(station, recipe).run(progress)
-        return station.config.paths.dataset
+    barren = 0
+    while True:
+        before = DatasetIndex(dataset).count() if dataset.exists() else 0
+        try:
+            with RecordingStation(folder / "station", recipe.seed) as station:
+                Recording(station, recipe).run(progress)
+            return dataset
+        except AgentError as error:
+            after = DatasetIndex(dataset).count() if dataset.exists() else 0
+            barren = 0 if after > before else barren + 1
+            if barren >= MOST_RESTARTS:
+                raise
+            progress(after, f"{error.message} Starting the station again.")
