@@ -131,6 +131,7 @@ class Policy(_Model):
     reuse_vision: bool = False  # keep the features of a camera whose picture has not changed
     takeover_deg: Annotated[float, Field(gt=0, le=90)] | None = None  # leader movement that takes over; None: never
     remote: RemotePolicy | None = None
+    synchronous: bool = False  # for experiments: observe only when all actions have run, as the simplest loops do
     extra_delay_s: Annotated[float, Field(ge=0, le=10)] = 0.0  # for experiments: added to every prediction
 
 

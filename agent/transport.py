@@ -23,6 +23,12 @@ PUBLISH_QUEUE_MESSAGES: Final = 64
 IPC_PATH_MAX_BYTES: Final = 107
 """sockaddr_un.sun_path holds 108 bytes with its terminator (unix(7))."""
 
+REQUEST_PARTS: Final = 4
+"""Who asks, a delimiter, the protocol version, the command."""
+
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no message: also for text that is not UTF-8, and for too deep nesting."""
+
 _VERSION = str(PROTOCOL_VERSION).encode()
 
 
@@ -142,17 +148,23 @@ class CommandServer[C]:
         self._socket.bind(endpoint(path))
 
     def receive(self, timeout_s: float) -> tuple[list[bytes], C] | None:
-        """The next valid command and the envelope to answer it with. Invalid ones are answered here."""
+        """The next valid command and the envelope to answer it with. Invalid ones are answered here.
+
+        Never raises for what came in: an e-stop may be the next that does.
+        """
         if not self._socket.poll(max(0, int(timeout_s * 1000))):
             return None
-        *envelope, version, body = self._socket.recv_multipart()
+        parts = self._socket.recv_multipart()
+        if len(parts) < REQUEST_PARTS:
+            return None  # not from a REQ socket: there is nobody to answer
+        *envelope, version, body = parts
         if version != _VERSION:
             sentence = f"Protocol version {version[:8]!r} is not {PROTOCOL_VERSION}."
             self.reply(envelope, Problem("bad-input", sentence, "Use the same so-agent version on both sides."))
             return None
         try:
             return envelope, self._decoder.decode(body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             self.reply(envelope, Problem("bad-input", f"Malformed command: {error}."))
             return None
 

@@ -73,7 +73,7 @@ class Run:
         self._pending: _Pending | None = None
         self._begun_ns = 0
         self._used_ns = 0  # the tick that the last prediction was made from
-        self.delays = delays
+        self._delays = delays
 
     @property
     def thinking_s(self) -> float:
@@ -106,6 +106,8 @@ class Run:
 
     def _begin(self) -> None:
         if self._clock.now_ns() - self._begun_ns < nanoseconds(self._settings.replan_s):
+            return
+        if self._better_wait():
             return
         if reason := self._observer.blind():
             self._say(reason)
@@ -147,15 +149,24 @@ class Run:
         self._send(chunk)
         self._mirror.offer(chunk)
         self.chunks += 1
-        self.delays.add(seconds(self._clock.now_ns() - pending.observed_ns))
+        self._delays.add(seconds(self._clock.now_ns() - pending.observed_ns))
         self.inference_s = seconds(took_ns)
         self._say("running")
+
+    def _better_wait(self) -> bool:
+        """Whether to observe only when all actions have run.
+
+        Predictions that take longer (L) than their chunk covers (H) would waste every second chunk if they were begun
+        while the arm moves: starved 1 - (H / 2) / L of the time. One after the other it is L / (L + H), which is less.
+        """
+        slow = (self._delays.p50_s or 0.0) > seconds(self._traits.chunk_size * self._traits.period_ns)
+        return (slow or self._settings.synchronous) and not self._mirror.starved
 
     # --- what is on its way ---
 
     def _delay_ticks(self) -> int:
         """How many actions will have run when a chunk that is begun now arrives; a high percentile."""
-        delay_s = self.delays.p95_s
+        delay_s = self._delays.p95_s
         return math.ceil(delay_s * NS_PER_S / self._traits.period_ns) if delay_s else 0
 
     def _conditioned(self, plan_ns: int, measured: Joints) -> tuple[int, Joints]:

@@ -20,6 +20,7 @@ from agent.config import NAME_PATTERN
 from agent.errors import BadInput
 from agent.inference.engine import Guidance, Image, Observation, Traits
 from agent.messages import JOINTS, Joints, encode
+from agent.transport import UNREADABLE
 
 REMOTE_VERSION: Final = 1
 """Bumped when a message changes incompatibly; peers with another version are refused."""
@@ -164,7 +165,7 @@ def decode_request(header: Buffer) -> Request:
         raise BadInput(f"The header has {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed.")
     try:
         return _REQUEST.decode(header)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BadInput(f"The request cannot be read: {error}.") from error
 
 
@@ -172,7 +173,7 @@ def id_in(header: Buffer) -> int:
     """The id of a request that is otherwise not understood; 0 where there is none."""
     try:
         return _ID.decode(header).id if len(header) <= MAX_HEADER_BYTES else 0
-    except _UNREADABLE:
+    except UNREADABLE:
         return 0
 
 
@@ -180,7 +181,7 @@ def decode_reply(header: Buffer) -> Reply:
     """Raises BadInput."""
     try:
         return _REPLY.decode(header)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BadInput(f"The reply cannot be read: {error}.") from error
 
 
@@ -281,9 +282,6 @@ def _from_jpeg(picture: Picture, buffer: Buffer) -> Image:
 class _Numbered(msgspec.Struct):
     id: _Id
 
-
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for arbitrary bytes; the last two for text that is no UTF-8, and for thousands of brackets."""
 
 _REQUEST: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Hello | Ask)
 _REPLY: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Welcome | Loading | Predicted | Declined)

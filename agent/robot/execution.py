@@ -16,7 +16,7 @@ from agent.errors import Refused
 from agent.inference.queue import ChunkQueue, Verdict
 from agent.messages import Chunk, Execution, Joints
 from agent.telemetry import logger
-from agent.transport import Subscriber, topic
+from agent.transport import UNREADABLE, Subscriber, topic
 
 FIRST_CHUNK_S: Final = 10.0
 """How long a task may take to its first chunk, at least: cameras come up, and a first inference is slow."""
@@ -27,7 +27,7 @@ MAX_CHUNK_BYTES: Final = 64 * 1024
 MAX_A_TICK: Final = 8
 """Messages looked at in one tick; a flood must not keep the arm waiting."""
 
-UNREADABLE: Final = "unreadable"
+NO_CHUNK: Final = "unreadable"
 """Dropped because it is no chunk at all. The other reasons are the queue's verdicts."""
 
 CHUNKS: Final = topic(Chunk(0, 0, 0, 0, (), "", 0))
@@ -88,7 +88,7 @@ class Executor:
         """Look at what has arrived, without waiting."""
         for parts in islice(self._subscriber.drain(), MAX_A_TICK):
             chunk = self._read(parts)
-            reason = self._queue.offer(chunk) if chunk else UNREADABLE
+            reason = self._queue.offer(chunk) if chunk else NO_CHUNK
             if reason is Verdict.TAKEN:
                 self._chunks += 1
                 continue
@@ -101,7 +101,7 @@ class Executor:
             return None
         try:
             return self._decoder.decode(parts[0].buffer)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the last: nested too deeply
+        except UNREADABLE:
             return None
 
     def next(self, command: Joints) -> Joints | None:

@@ -96,12 +96,23 @@ def test_silence_is_reported_within_the_deadline(short_dir: Path) -> None:
         client.ask(ArmQuery(), 0.1)
 
 
+def test_a_peer_that_does_not_ask_properly_is_ignored_and_the_server_lives(short_dir: Path, server: Server) -> None:
+    with zmq.Context.instance().socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 200)
+        socket.connect(endpoint(short_dir / "ctl"))
+        socket.send(b"one part")
+    client: CommandClient[ArmReport] = CommandClient(short_dir / "ctl", ArmReply)
+    assert client.ask(ArmQuery(), 2.0)
+
+
 @pytest.mark.parametrize(
     ("parts", "sentence"),
     [
         ([b"99", encode(ArmQuery())], "Protocol version"),
         ([b"1", b"\xc1 not msgpack"], "Malformed command"),
         ([b"1", msgspec.msgpack.encode({"type": "explode"})], "Malformed command"),
+        ([b"1", b"\x82\xa4type\xa5estop\xa5cause\xa2\xff\xff"], "Malformed command"),  # a text that is not UTF-8
+        ([b"1", b"\x81\xa4type" + b"\x91" * 100_000], "Malformed command"),  # nested deeper than anyone can follow
         ([b"1", msgspec.msgpack.encode({"type": "drive", "drive": "fly", "cause": "x"})], "Malformed command"),
     ],
 )

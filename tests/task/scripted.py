@@ -14,7 +14,6 @@ from agent.clock import SystemClock
 from agent.config import StationConfig
 from agent.inference.bundle import Bundle, Manifest
 from agent.inference.engine import Actions, Engine, Guidance, Observation, Traits
-from agent.inference.engines.computer import HERE, Checked
 from agent.inference.process import PolicyProcess
 
 FPS: Final = 30
@@ -67,6 +66,8 @@ class ScriptedProcess(PolicyProcess):
     """The policy process with a script in the place of a bundle."""
 
     def _open(self, name: str) -> tuple[Bundle, Engine]:
+        from agent.inference.engines.computer import HERE, Checked  # torch comes with it
+
         cameras = {"OBS_IMAGE_1": "observation.images.front"}
         if name == "three-eyes":
             cameras |= {"OBS_IMAGE_9": "observation.images.top"}
