@@ -8,6 +8,7 @@ example:
 
 import argparse
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def main() -> int:
         recipe = dataclasses.replace(recipe, episodes=asked.episodes)
     if asked.train_steps:
         recipe = dataclasses.replace(recipe, train_steps=asked.train_steps)
+    # Either signal ends what runs in an orderly way, also where a shell started this in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     from experiments.demo_policy.stages import Stages  # after the arguments: it imports torch
 
     try:

@@ -57,6 +57,8 @@ def write_vlm(folder: Path, network: Network) -> None:
             "num_key_value_heads": network.key_heads,
             "head_dim": network.head_width,
             "max_position_embeddings": 512,
+            # The usual 0.02 suits widths of a thousand; here it would leave every layer whispering for long.
+            "initializer_range": network.width**-0.5,
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,

@@ -26,6 +26,7 @@ STATE_NOISE: Final = 0.03
 """Of a standard deviation: a closed loop brings states that no episode holds."""
 
 NORMAL_FLOOR: Final = 1e-8  # as lerobot's normaliser
+LEVEL_ROWS: Final = 100
 AVERAGE_OVER: Final = 0.995  # the policy that is kept is a running mean of the weights
 LIGHTS: Final = (1.0, 0.94, 1.06)
 
@@ -55,7 +56,9 @@ class Training:
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.successes: list[dict[str, float]] = []
-        if file.exists():
+        if not file.exists():
+            self._level()
+        else:
             about = checkpoint.restore(file, self._both, self._optimiser)
             self.step, self.curve, self.successes = about["step"], about["curve"], about["successes"]
 
@@ -115,6 +118,20 @@ class Training:
         finally:
             del backbone.embed_image
         return losses[..., : self._states.shape[-1]].mean()
+
+    def _level(self) -> None:
+        """Give image tokens the size of the other tokens. What the tower says is in their direction.
+
+        lerobot multiplies them by the root of the width. Tokens that are much larger than what a layer adds to them
+        hardly change on their way through the layers.
+        """
+        sample = slice(None, None, max(1, len(self._states) // LEVEL_ROWS))
+        px, model = self._recipe.network.image_px, self._policy.model.vlm_with_expert
+        with torch.no_grad():
+            images = torch.cat([torch.from_numpy(getattr(self._episodes, camera)[sample]) for camera in CAMERAS])
+            size = model.embed_image(pixels(images, px)).pow(2).mean().sqrt() * self._recipe.network.width**0.5
+            for policy in (self._policy, self.average):
+                tower(policy)[1].modality_projection.proj.weight /= size
 
     def _see(self) -> None:
         """What the tower says about every row, in every light: (rows, lights, tokens, width)."""
