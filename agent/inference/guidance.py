@@ -48,13 +48,13 @@ def prefix_weights(delay: int, horizon: int, size: int, schedule: Schedule = SCH
     return weights
 
 
-def strength(time: float, maximum: float = MAX_WEIGHT) -> Tensor:
-    """g(t) at flow time `time`, which runs from 1 (noise) down to 0 (actions). A scalar."""
+def strength(time: float, maximum: float = MAX_WEIGHT) -> float:
+    """g(t) at flow time `time`, which runs from 1 (noise) down to 0 (actions). Rounded as lerobot does, to float32."""
     done = torch.as_tensor(1 - time)
     left = (1 - done) ** 2
     spread = (left + done**2) / left
     ratio = torch.nan_to_num((1 - done) / done, posinf=maximum)
-    return torch.minimum(torch.nan_to_num(ratio * spread, posinf=maximum), torch.as_tensor(maximum))
+    return min(torch.nan_to_num(ratio * spread, posinf=maximum).item(), maximum)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,7 @@ class Pull:
     def correct(self, velocity: Tensor, x: Tensor, time: float) -> Tensor:
         """The guided velocity of `x`, both of shape (chunk_size, width), at flow time `time`."""
         error = (self.target - (x - time * velocity)) * self.weights
-        return velocity - strength(time).to(x.device) * error
-
-    def to(self, device: torch.device) -> "Pull":
-        return Pull(self.target.to(device), self.weights.to(device))
+        return velocity - strength(time) * error
 
 
 @dataclass(frozen=True)

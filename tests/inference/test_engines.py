@@ -15,10 +15,13 @@ from agent.inference.engine import Actions, Guidance, Observation
 from agent.inference.engines import load_engine
 from agent.inference.engines.arithmetic import BFloat16, Float32, Int8
 from agent.inference.engines.check import EXACT_RELATIVE, cases, compare, picture
-from agent.inference.engines.choose import threads
+from agent.inference.engines.choose import MAKERS, threads
 from agent.inference.engines.computer import usable
+from agent.inference.engines.cuda import Graphed
+from agent.inference.engines.memory import remember, remembered
 from agent.inference.engines.reference import Reference
 from agent.inference.engines.shorter import Shorter, Views
+from agent.inference.latency import COLUMNS, measure
 from agent.inference.loading import Loaded, load_policy
 from tests.inference import checkpoints
 
@@ -272,6 +275,46 @@ def test_a_core_is_left_to_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stages_add_up_to_a_chunk(loaded: Loaded, engine: str) -> None:
     computer = Reference(loaded) if engine == "reference" else Shorter.of(loaded, Float32())
     stages = computer.profile(scene(0))
-    assert set(stages) == {"vision", "prefix", "step", "steps"}
-    assert stages["steps"] == 4
+    assert set(stages) == {"chunk", "vision", "prefix", "step"}
     assert all(seconds > 0 for seconds in stages.values())
+    assert stages["vision"] + stages["prefix"] + 4 * stages["step"] <= stages["chunk"] * 1.0001
+
+
+def test_cuda_computes_what_bf16_computes(loaded: Loaded) -> None:
+    """The same functions, recorded on a GPU and called as they are on a CPU: all that can be tested without one."""
+    graphed, plain = Graphed.build(loaded), Shorter.of(loaded, BFloat16())
+    (noise,) = noises(1)
+    for guidance in (None, Guidance(np.full((20, 6), 15, np.float32), 4, 12)):
+        assert np.array_equal(graphed.predict(scene(0), guidance, noise), plain.predict(scene(0), guidance, noise))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the engine starts")
+def test_cuda_without_a_gpu_says_so(bundle: Bundle) -> None:
+    with pytest.raises(BadInput, match="PyTorch finds none"):
+        load_engine(bundle, settings("cuda"))
+
+
+def test_auto_does_not_try_all_engines_again(bundle: Bundle, tmp_path: Path) -> None:
+    here = settings("auto")
+    assert remembered(tmp_path, here, MAKERS) is None
+    remember(tmp_path, here, "exact")
+    assert remembered(tmp_path, here, MAKERS) == ["exact"]
+    assert load_engine(bundle, here, cache=tmp_path).traits.name in ("exact", "reference")
+    assert remembered(tmp_path, settings("auto", max_deviation=0.5), MAKERS) is None, "another bound"
+    assert remembered(tmp_path, here, {}) is None, "an engine that is gone"
+    (tmp_path / "auto.json").write_text('{"engine": "ex')
+    assert remembered(tmp_path, here, MAKERS) is None, "cut off"
+
+
+def test_latency_is_measured_by_stage_and_judged(bundle: Bundle) -> None:
+    found = measure(load_engine(bundle, settings("exact", reuse_vision=True)), scene(0), chunks=3)
+    assert None not in (found.vision_s, found.prefix_s, found.step_s)
+    assert found.chunk_s > found.vision_s > 1e-4, "the pictures change: nothing is reused"
+    assert found.sentence.startswith("2 cameras, 50 actions at 30 Hz: ")
+    assert len(found.row) == len(COLUMNS)
+
+
+def test_latency_of_an_engine_that_cannot_be_looked_into_is_the_whole(tmp_path: Path) -> None:
+    found = measure(load_engine(bundled(tmp_path, "act"), settings("auto")), scene(0, cameras=("front",)), chunks=1)
+    assert (found.vision_s, found.prefix_s, found.step_s) == (None, None, None)
+    assert found.row[1:4] == ("-", "-", "-")

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BYTE_LIMIT: Final = 127
-SEVEN_BIT_LIMIT: Final = 63
-"""Without VNNI, AVX2 adds two products of a byte in 16 bits, which only seven-bit weights never overflow."""
 
 PROBE_SHAPE: Final = (256, 768, 1024)  # rows, inputs, outputs: the shape that SmolVLA's vision tower is made of
 PROBE_REPEATS: Final = 4
@@ -44,19 +42,24 @@ class Dense:
 class Bytes:
     """A matrix of bytes, scaled row by row. What it multiplies is made bytes anew each time; float32 in and out.
 
-    This is PyTorch's own kernel (FBGEMM or oneDNN), which needs neither AVX-512 nor calibration.
+    This is PyTorch's own kernel (FBGEMM or oneDNN), which needs neither AVX-512 nor calibration. Without VNNI it adds
+    two products in 16 bits, which overflows unless one factor has seven bits. That the other factor, the weight, keeps
+    eight is worth a third of the error (measured at full size: 2.5 against 3.3 degrees, and 2.0 with VNNI).
     """
+
+    _whole_bytes = torch.cpu._is_vnni_supported()
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         rows = weight.float()
-        limit = BYTE_LIMIT if torch.cpu._is_vnni_supported() else SEVEN_BIT_LIMIT
-        scale = (rows.abs().amax(dim=1) / limit).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (rows.abs().amax(dim=1) / BYTE_LIMIT).clamp(min=torch.finfo(torch.float32).tiny)
         zero = torch.zeros(len(rows), dtype=torch.long)
         quantised = torch.quantize_per_channel(rows, scale, zero, 0, torch.qint8)
         self._packed = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self._packed)
+        product: Tensor = torch.ops.quantized.linear_dynamic(
+            x.float(), self._packed, reduce_range=not self._whole_bytes
+        )
         return product
 
 

@@ -2,25 +2,33 @@
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from agent.config import Policy as Settings
-from agent.errors import AgentError, BadInput
+from agent.errors import AgentError, BadInput, Fatal
 from agent.inference.bundle import Bundle
 from agent.inference.engine import Actions, Engine, Observation, Traits
+from agent.inference.engines import openvino
 from agent.inference.engines.arithmetic import WORTH, Arithmetic, BFloat16, Float32, Int8, speedup
 from agent.inference.engines.check import Case, Deviation, answers, cases, compare, describe, guide, require
 from agent.inference.engines.computer import HERE, NS_PER_S, Checked, Computer
+from agent.inference.engines.cuda import on_cuda
+from agent.inference.engines.memory import remember, remembered
 from agent.inference.engines.reference import Reference
-from agent.inference.engines.shorter import Shorter
+from agent.inference.engines.shorter import Shorter, torch_eyes
 from agent.inference.engines.smolvla.weights import obstacle
 from agent.inference.loading import Loaded, load_policy
 from agent.telemetry import logger
+
+FLOAT32: Final = Float32()
+BFLOAT16: Final = BFloat16()
+INT8: Final = Int8()
 
 
 @dataclass(frozen=True)
@@ -29,25 +37,60 @@ class Place:
 
     loaded: Loaded
     settings: Settings
-    cache: Path | None  # where converted weights are kept between runs; None: they are not
-    frames: Sequence[Observation]  # real ones, to calibrate with; may be empty
+    cache: Path | None  # where this bundle's converted weights are kept between runs; None: they are not
+    pictures: Callable[[], list[Tensor]]  # to calibrate with, (3, size, size) each in -1..1
 
 
-def _shorter(arithmetic: Arithmetic) -> Callable[[Place], Computer]:
-    return lambda place: Shorter.of(place.loaded, arithmetic, reuse_vision=place.settings.reuse_vision)
+def _reference(place: Place) -> Iterator[Computer]:
+    yield Reference(place.loaded)
 
 
-FLOAT32: Final = Float32()
-BFLOAT16: Final = BFloat16()
-INT8: Final = Int8()
+def _exact(place: Place) -> Iterator[Computer]:
+    yield Shorter.of(place.loaded, FLOAT32, reuse_vision=place.settings.reuse_vision)
 
-MAKERS: Final[dict[str, Callable[[Place], Computer]]] = {
-    "reference": lambda place: Reference(place.loaded),
-    "exact": _shorter(FLOAT32),
-    "bf16": _shorter(BFLOAT16),
-    "int8": _shorter(INT8),
+
+def _bf16(place: Place) -> Iterator[Computer]:
+    yield Shorter.of(place.loaded, BFLOAT16, reuse_vision=place.settings.reuse_vision)
+
+
+def _int8(place: Place) -> Iterator[Computer]:
+    """All of it in bytes; or the vision tower only, which is most of the work and forgives most."""
+    reuse = place.settings.reuse_vision
+    yield Shorter.of(place.loaded, INT8, reuse_vision=reuse)
+    eyes = torch_eyes(place.loaded.policy, INT8)
+    yield Shorter.of(place.loaded, _plain(), eyes, reuse_vision=reuse, notes=("int8 vision only",))
+
+
+def _openvino(place: Place) -> Iterator[Computer]:
+    """The vision tower in every precision this host has, fastest first, before what PyTorch does best."""
+    for precision in openvino.precisions(place.cache):
+        eyes = openvino.openvino_eyes(
+            place.loaded.policy, precision, place.pictures, place.cache, threads(place.settings)
+        )
+        rest = [INT8, _plain()] if precision == "int8" and speedup(INT8) >= WORTH else [_plain()]
+        for arithmetic in rest:
+            notes = (f"{precision} vision", *([f"{arithmetic.name} beyond"] if arithmetic is not FLOAT32 else []))
+            yield Shorter.of(place.loaded, arithmetic, eyes, reuse_vision=place.settings.reuse_vision, notes=notes)
+
+
+def _cuda(place: Place) -> Iterator[Computer]:
+    yield on_cuda(place.loaded, reuse_vision=place.settings.reuse_vision)
+
+
+def _plain() -> Arithmetic:
+    """The faster of the float types that nobody doubts."""
+    return BFLOAT16 if speedup(BFLOAT16) >= WORTH else FLOAT32
+
+
+MAKERS: Final[dict[str, Callable[[Place], Iterator[Computer]]]] = {
+    "reference": _reference,
+    "exact": _exact,
+    "bf16": _bf16,
+    "int8": _int8,
+    "openvino": _openvino,
+    "cuda": _cuda,
 }
-"""Slowest first, where a host has what the later ones need."""
+"""Each gives what it can be, fastest first: the first that is within its bound is taken."""
 
 
 def load_engine(
@@ -55,14 +98,17 @@ def load_engine(
 ) -> Engine:
     """The engine that `settings.engine` names, or the fastest within its bound for `auto`; compared and warm.
 
-    Sets the number of PyTorch's threads for the whole process. Raises Fatal when the named engine is further from
-    lerobot's prediction than `settings.max_deviation`, BadInput when it cannot run this policy or not on this host.
+    `frames` are real observations to calibrate int8 with; `cache` is a folder for what was converted and found out
+    about this bundle. Sets the number of PyTorch's threads for the whole process.
+
+    Raises Fatal when the named engine is further from lerobot's prediction than `settings.max_deviation`, BadInput
+    when it cannot run this policy or not on this host.
     """
     torch.set_num_threads(threads(settings))
     loaded = load_policy(bundle)
     policy: Any = loaded.policy
     options = _shorten_flow(policy, settings)
-    place = Place(loaded, settings, cache, frames)
+    place = Place(loaded, settings, cache, lambda: _pictures(loaded, frames or [case.observation for case in asked]))
     reference = Reference(loaded)
     asked, wanted, seconds = _questions(reference, bundle, policy.config)
     own = Deviation((0.0,) * 6, 0.0, seconds)
@@ -75,11 +121,9 @@ def load_engine(
     else:
         name = settings.engine
         computer, deviation = _made(name, place, asked, wanted)
-        require(name, deviation, settings.max_deviation)
     logger.info("engine", name=name, deviation=deviation.largest, seconds=deviation.seconds, joints=deviation.joints)
 
     if computer is not reference:
-        reference.close()
         policy.model = None  # the engine has taken what it needs
         gc.collect()
     manifest = bundle.manifest
@@ -125,14 +169,34 @@ def _questions(reference: Reference, bundle: Bundle, config: Any) -> tuple[list[
     return asked, wanted, seconds
 
 
+def _pictures(loaded: Loaded, observations: Sequence[Observation]) -> list[Tensor]:
+    """As the vision tower gets them."""
+    policy: Any = loaded.policy
+    return [image[0] for one in observations for image in policy.prepare_images(loaded.prepare(one))[0]]
+
+
 def _made(name: str, place: Place, asked: Sequence[Case], wanted: Sequence[Actions]) -> tuple[Computer, Deviation]:
-    """Raises BadInput when this policy or this host cannot."""
+    """The first of an engine's variants that is within its bound.
+
+    Raises Fatal when none is, BadInput when this policy or this host cannot.
+    """
     why = obstacle(place.loaded.policy)
     if why:
         raise BadInput(f"The engine {name} cannot run this policy: {why}.", "Set policy.engine to reference or auto.")
-    computer = MAKERS[name](place)
-    found, seconds = answers(computer, asked, len(wanted[0]))
-    return computer, compare(found, wanted, seconds)
+    beyond: AgentError | None = None
+    for computer in MAKERS[name](place):
+        found, seconds = answers(computer, asked, len(wanted[0]))
+        deviation = compare(found, wanted, seconds)
+        try:
+            require(name, deviation, place.settings.max_deviation)
+        except Fatal as error:
+            logger.info("variant beyond its bound", engine=name, options=computer.options, deviation=str(deviation))
+            computer.close()
+            beyond = error
+        else:
+            return computer, deviation
+    assert beyond is not None  # noqa: S101  (every maker gives at least one)
+    raise beyond
 
 
 def _fastest(
@@ -143,25 +207,26 @@ def _fastest(
     if obstacle(place.loaded.policy):
         return *best, ""
     tried, refused = {"reference": own}, []
-    for name in _promising():
+    for name in remembered(place.cache, place.settings, MAKERS) or _promising(place.cache):
         try:
             computer, deviation = _made(name, place, asked, wanted)
-            tried[name] = deviation
-            require(name, deviation, place.settings.max_deviation)
         except AgentError as error:
             refused.append(name)
             logger.warning("engine not taken", name=name, reason=str(error))
             continue
+        tried[name] = deviation
         gain = 1.0 if name == "exact" else WORTH
         if deviation.seconds * gain < best[2].seconds:
             best = (name, computer, deviation)
     logger.info("engines tried", chosen=best[0], tried=describe(tried))
+    remember(place.cache, place.settings, best[0])
     return *best, f"not {', '.join(refused)}: beyond max_deviation" if refused else ""
 
 
-def _promising() -> list[str]:
+def _promising(cache: Path | None) -> list[str]:
     """Engines that may be the fastest here, most accurate first."""
     names = ["exact"]
     names += ["bf16"] if speedup(BFLOAT16) >= WORTH else []
     names += ["int8"] if speedup(INT8) >= WORTH else []
-    return names
+    names += ["openvino"] if cache and openvino.available() else []  # a conversion takes too long to be forgotten
+    return names + (["cuda"] if torch.cuda.is_available() else [])

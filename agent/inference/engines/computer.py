@@ -32,8 +32,8 @@ class Computer(Protocol):
     ) -> Actions: ...
 
     def profile(self, observation: Observation) -> Mapping[str, float]:
-        """Seconds of each stage of one chunk, by stage: `vision`, `prefix`, `step` and the number of `steps`, or
-        nothing where the stages cannot be told apart."""
+        """Seconds of one chunk and of its stages: `chunk`, `vision`, `prefix` and one `step`. Only `chunk` where the
+        stages cannot be told apart."""
         ...
 
     def close(self) -> None: ...

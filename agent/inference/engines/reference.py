@@ -41,9 +41,11 @@ class Reference:
             return self._loaded.finish(chunk)
 
     def profile(self, observation: Observation) -> Mapping[str, float]:
-        """Stages of SmolVLA; nothing for other policies."""
+        """Stages of SmolVLA; of other policies the whole."""
         if self._policy.config.type != "smolvla":
-            return {}
+            begin = time.perf_counter()
+            self.predict(observation)
+            return {"chunk": time.perf_counter() - begin}
         flow = self._policy.model
         seconds = dict.fromkeys(("vision", "prefix", "step"), 0.0)
         vision = _Timed(flow.vlm_with_expert, "embed_image", seconds, "vision")
@@ -51,9 +53,9 @@ class Reference:
             begin = time.perf_counter()
             self.predict(observation)
             whole = time.perf_counter() - begin
-        steps = self._policy.config.num_steps
-        rest = whole - seconds["vision"] - seconds["step"]
-        return {"vision": seconds["vision"], "prefix": rest, "step": seconds["step"] / steps, "steps": steps}
+        seconds["prefix"] = whole - seconds["vision"] - seconds["step"]
+        seconds["step"] /= self._policy.config.num_steps
+        return {"chunk": whole, **seconds}
 
     def close(self) -> None:
         self._policy = None

@@ -32,7 +32,7 @@ class Schedule:
         config = policy.config
         waves = create_sinusoidal_pos_embedding(
             torch.tensor(times), width, config.min_period, config.max_period, device=torch.device("cpu")
-        ).to(weights.time_in)
+        ).to(weights.time_in)  # the type and the device of the weights
         action, time = weights.time_in.chunk(2, dim=1)
         return cls(times, F.linear(waves, time, weights.time_in_bias), action.contiguous())
 
@@ -48,8 +48,7 @@ class Places:
     @classmethod
     def of(cls, prefix: int, size: int, head_dim: int, device: torch.device) -> Self:
         mask = torch.ones(size, prefix + size, dtype=torch.bool, device=device).tril(diagonal=prefix)
-        after, alone = rotation(prefix, size, head_dim), rotation(0, size, head_dim)
-        return cls((after[0].to(device), after[1].to(device)), (alone[0].to(device), alone[1].to(device)), mask)
+        return cls(rotation(prefix, size, head_dim, device), rotation(0, size, head_dim, device), mask)
 
 
 def velocity(x: Tensor, bias: Tensor, action: Tensor, memory: Memory, places: Places, weights: Expert) -> Tensor:

@@ -40,8 +40,7 @@ def assemble(images: Sequence[Tensor], task: Tensor, state: Tensor, weights: Pre
 def remember(x: Tensor, weights: Prefix, expert: Expert) -> Memory:
     """Read the prefix `x`, (length, d), of which the last token is the state: it sees all others, none sees it."""
     length = len(x)
-    turn = rotation(0, length, weights.heads.width)
-    turn = (turn[0].to(x.device), turn[1].to(x.device))
+    turn = rotation(0, length, weights.heads.width, x.device)
     mask = torch.ones(length, length, dtype=torch.bool, device=x.device)
     mask[:-1, -1] = False
     memory = []

@@ -11,11 +11,12 @@ type Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each of shape (length, head_dim / 2)."""
 
 
-def rotation(first: int, length: int, head_dim: int) -> Rotation:
+def rotation(first: int, length: int, head_dim: int, device: torch.device) -> Rotation:
     """The rotation of positions `first` to `first + length - 1`."""
     half = head_dim // 2
-    period = BASE ** ((2.0 / head_dim) * torch.arange(half, dtype=torch.float32))
-    angle = torch.arange(first, first + length, dtype=torch.float32)[:, None] / period
+    period = BASE ** ((2.0 / head_dim) * torch.arange(half, dtype=torch.float32, device=device))
+    places = torch.arange(first, first + length, dtype=torch.float32, device=device)
+    angle = places[:, None] / period
     return torch.cos(angle), torch.sin(angle)
 
 

@@ -233,7 +233,7 @@ def _join(arithmetic: Arithmetic, *modules: Any) -> Linear:
     if all(bias is None for bias in biases):
         return arithmetic.linear(weight)
     filled = [
-        torch.zeros(len(module.weight)) if bias is None else _plain(bias)
+        torch.zeros(len(module.weight), device=module.weight.device) if bias is None else _plain(bias)
         for module, bias in zip(modules, biases, strict=True)
     ]
     return arithmetic.linear(weight, torch.cat(filled))
@@ -260,8 +260,8 @@ def _positions(tower: Any, size: int) -> Tensor:
     try:
         with torch.no_grad():
             tower.embeddings(
-                pixel_values=torch.zeros(1, 3, size, size, dtype=weight.dtype),
-                patch_attention_mask=torch.ones(1, patches, patches, dtype=torch.bool),
+                pixel_values=torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device),
+                patch_attention_mask=torch.ones(1, patches, patches, dtype=torch.bool, device=weight.device),
             )
     finally:
         hook.remove()
