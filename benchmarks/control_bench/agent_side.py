@@ -81,7 +81,7 @@ class Daemon:
         kill_all(mine)
 
 
-def _ready(status: dict[str, Any] | None) -> bool:
+def ready(status: dict[str, Any] | None) -> bool:
     return bool(
         status
         and (status["recorder"] or {}).get("state") == "ready"
@@ -111,7 +111,7 @@ def _start(daemon: Daemon) -> dict[str, Any]:
         poll_s=0.05,
     )
     arm_s = daemon.since_start_s()
-    wait_for("cameras and recorder are ready", lambda: _ready(daemon.status()), poll_s=0.05)
+    wait_for("cameras and recorder are ready", lambda: ready(daemon.status()), poll_s=0.05)
     return {"socket_s": socket_s, "arm_s": arm_s, "ready_s": daemon.since_start_s()}
 
 

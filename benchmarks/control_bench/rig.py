@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -67,12 +67,16 @@ class Rig:
     """The virtual station in a folder of its own, with two cameras. Close it, or its processes stay.
 
     `rendered` False: the cameras are pictures encoded beforehand. A camera's chip takes none of the host's time, and a
-    renderer that competes with the programs under test for two cores takes most of one.
+    renderer that competes with the programs under test for two cores takes most of one. `objects`: options that say
+    what lies on the table, such as `--disc=red`.
     """
 
-    def __init__(self, folder: Path, rendered: bool = False, cameras: int = 2) -> None:
+    def __init__(
+        self, folder: Path, rendered: bool = False, cameras: int = 2, objects: Sequence[str] = (), seed: int = SEED
+    ) -> None:
         self.folder = folder
         self.rendered = rendered
+        self._objects, self._seed = objects, seed
         self.realtime = False  # whether the servo buses got real-time priority
         folder.mkdir(parents=True, exist_ok=True)
         values = yaml.safe_load((ROOT / "configs" / "so101" / "virtual.yaml").read_text())
@@ -96,7 +100,7 @@ class Rig:
 
     def start(self) -> None:
         """Start the virtual station and wait until its ports and cameras are there."""
-        options = ["--seed", str(SEED), "--wire-log", str(self.wire_log)]
+        options = ["--seed", str(self._seed), "--wire-log", str(self.wire_log), *self._objects]
         if not self.rendered:
             options.append("--no-cameras")
         station = self._run("station", "agent.virtual", "-c", str(self.file), *options)

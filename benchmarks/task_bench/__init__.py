@@ -1,0 +1,1 @@
+"""Tasks on the virtual station, for the benchmarks that measure what a policy achieves there."""
