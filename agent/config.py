@@ -23,6 +23,9 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TASK_MAX_CHARS = 30
 """The length that LeRobot's own community data sets agreed on for a task text."""
 
+POLICY_TEXT_MAX_CHARS = 200
+"""What a policy that learnt from other data sets may be told; more than its tokenizer reads."""
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
@@ -324,14 +327,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def check_task(text: str) -> str:
+def check_task(text: str, most: int = TASK_MAX_CHARS) -> str:
     """A usable task text, stripped. Raises BadInput when it is empty, too long or not one printable line."""
     task = text.strip()
     if not task:
-        raise BadInput("The task text is empty.", f"Say in 1 to {TASK_MAX_CHARS} characters what the arm does.")
-    if len(task) > TASK_MAX_CHARS:
+        raise BadInput("The task text is empty.", f"Say in 1 to {most} characters what the arm does.")
+    if len(task) > most:
         raise BadInput(
-            f"The task text has {len(task)} characters; at most {TASK_MAX_CHARS} are allowed.",
+            f"The task text has {len(task)} characters; at most {most} are allowed.",
             'Shorten it, e.g. --task "pick up the red cube".',
         )
     if not task.isprintable():

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agent.config import StationConfig, check_task
+from agent.config import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, StationConfig, check_task
 from agent.errors import BadInput
 from agent.inference.library import Library
 from agent.messages import EpisodeSource
@@ -52,8 +52,9 @@ def success(args: dict[str, Any]) -> bool | None:
 
 def task(args: dict[str, Any], config: StationConfig) -> TaskPlan:
     """What a `task.start` request asks for. Raises BadInput with a sentence for each thing that is wrong."""
-    text = check_task(str(args.pop("task", "")))
     name, duration_s, record = args.pop("policy", None), args.pop("duration_s", None), args.pop("record", False)
+    # A recorded text becomes part of a data set, and is held to the length that those agreed on.
+    text = check_task(str(args.pop("task", "")), TASK_MAX_CHARS if record else POLICY_TEXT_MAX_CHARS)
     if name is not None and not isinstance(name, str):
         raise BadInput(f"policy must be a name; found {name!r}.", "See `so-agent policy list`.")
     longest = config.recording.max_episode_s

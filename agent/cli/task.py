@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def start(
-    task: Annotated[str, typer.Option(help="What the arm does, in 1 to 30 characters; the policy reads it.")],
+    task: Annotated[str, typer.Option(help="What the arm does; the policy reads it. With --record, 1 to 30 characters.")],
     policy: Annotated[
         str | None, typer.Option(help="Name of the policy; default: the one chosen by `so-agent policy use`.")
     ] = None,
@@ -47,9 +47,10 @@ def start(
     ] = None,
 ) -> None:
     """Start a task. Take over at any time with `so-agent teleop start`; `teleop stop` gives the arm back."""
-    from agent.config import check_task
+    from agent.config import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, check_task
 
-    wanted: dict[str, Any] = {"task": check_task(task), "record": record}
+    text = check_task(task, TASK_MAX_CHARS if record else POLICY_TEXT_MAX_CHARS)
+    wanted: dict[str, Any] = {"task": text, "record": record}
     if policy is not None:
         wanted["policy"] = policy
     if duration_s is not None:
