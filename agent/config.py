@@ -119,7 +119,7 @@ class RemotePolicy(_Model):
 class Policy(_Model):
     """How policies run here. Which one: `so-agent task start --policy`, or the one chosen by `so-agent policy use`."""
 
-    engine: Literal["auto", "reference", "exact", "bf16", "openvino", "cuda"] = "auto"
+    engine: Literal["auto", "reference", "exact", "bf16", "int8", "openvino", "cuda"] = "auto"
     max_deviation: Annotated[float, Field(gt=0, le=10)] = 1.0  # degrees or percent; an engine beyond it is refused
     threads: Annotated[int, Field(ge=1, le=256)] | None = None  # None: all cores but the one the arm needs
     merge: Literal["auto", "rtc", "crossfade"] = "auto"  # auto: rtc where the policy can

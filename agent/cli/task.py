@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
 
 
 def start(
-    task: Annotated[str, typer.Option(help="What the arm does; the policy reads it. With --record, 1 to 30 characters.")],
+    task: Annotated[
+        str, typer.Option(help="What the arm does: the policy reads it. 1 to 30 characters with --record.")
+    ],
     policy: Annotated[
         str | None, typer.Option(help="Name of the policy; default: the one chosen by `so-agent policy use`.")
     ] = None,
