@@ -113,6 +113,13 @@ def test_smaller_formats_stay_close_and_are_not_exact(loaded: Loaded, arithmetic
     assert 1e-4 < off.largest < 1.0, "degrees"
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_bytes_do_not_overflow_where_all_factors_are_at_their_limit(sign: float) -> None:
+    """Two products of bytes are added in 16 bits on a CPU without VNNI."""
+    weight, x = torch.full((8, 512), sign), torch.ones(4, 512)
+    torch.testing.assert_close(Int8().linear(weight)(x), x @ weight.T, rtol=0.01, atol=0)
+
+
 def test_an_engine_beyond_its_bound_refuses_to_start_and_says_by_how_much(bundle: Bundle) -> None:
     with pytest.raises(Fatal, match=r"bf16 differs .* by 0\.0\d+ . at \w+; allowed is 0\.0001 .*shoulder_pan 0\.0"):
         load_engine(bundle, settings("bf16", max_deviation=1e-4))
