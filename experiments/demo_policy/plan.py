@@ -21,7 +21,9 @@ PITCH_DEG: Final = (45.0, 90.0)
 ROLL_DEG: Final = 20.0
 OPEN_PCT: Final = 35.0
 CLEARANCE_M: Final = 0.02
-SHARES: Final = (0.40, 0.15, 0.10)  # of starts: where the last reach ended, at rest, ready; the others anywhere
+PARKED: Final[Joints] = (0.0, -98.0, 95.0, 55.0, 0.0, 5.0)  # safety.park of the shipped configuration
+STARTS: Final = ((None, 0.40), (REST, 0.10), (PARKED, 0.10), (READY, 0.05))
+"""Shares of starts; None: where the last reach ended. The others are anywhere above the table."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Planner:
         disc = f"{DISCS[number % len(DISCS)]} disc"
         scene_seed = int(random.integers(FIRST_UNSEEN)) if number < FIRST_UNSEEN else number
         draw = random.random()
-        for share, start in zip(SHARES, (None, REST, READY), strict=True):
+        for start, share in STARTS:
             if draw < share:
                 return EpisodePlan(scene_seed, disc, start)
             draw -= share

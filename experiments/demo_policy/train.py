@@ -28,7 +28,7 @@ STATE_NOISE: Final = 0.03
 NORMAL_FLOOR: Final = 1e-8  # as lerobot's normaliser
 LEVEL_ROWS: Final = 100
 AVERAGE_OVER: Final = 0.995  # the policy that is kept is a running mean of the weights
-LIGHTS: Final = (1.0, 0.94, 1.06)
+SEEN_NOISE: Final = 0.02  # of the size of an image token
 
 
 class Training:
@@ -93,7 +93,6 @@ class Training:
 
     def _loss(self, dice: torch.Generator) -> torch.Tensor:
         rows = torch.randint(0, len(self._states), (self._recipe.train_batch,), generator=dice)
-        light = torch.randint(0, len(LIGHTS), (len(rows),), generator=dice)
         states, actions, tasks = self._states[rows], self._chunks[rows], self._tasks[rows]
         states = states + STATE_NOISE * torch.randn(states.shape, generator=dice)
         model, width = self._policy.model, self._policy.config.max_state_dim
@@ -106,7 +105,7 @@ class Training:
         backbone.embed_image = _as_it_is
         try:
             losses = model.forward(
-                [self._seen[camera][rows, light].float() for camera in CAMERAS],
+                [self._blurred(camera, rows, dice) for camera in CAMERAS],
                 [here] * len(CAMERAS),
                 self._tokens[tasks],
                 self._masks[tasks],
@@ -134,19 +133,21 @@ class Training:
                 tower(policy)[1].modality_projection.proj.weight /= size
 
     def _see(self) -> None:
-        """What the tower says about every row, in every light: (rows, lights, tokens, width)."""
+        """What the tower says about every row: (rows, tokens, width)."""
         px = self._recipe.network.image_px
         for camera in CAMERAS:
             images: torch.Tensor = torch.from_numpy(getattr(self._episodes, camera))
-            lights = []
-            for light in LIGHTS:
-                parts = []
-                with torch.inference_mode():
-                    for some in images.split(EMBED_BATCH):
-                        lit = (some.float() * light).clamp(0, 255)
-                        parts.append(self._policy.model.vlm_with_expert.embed_image(pixels(lit, px)).half())
-                lights.append(torch.cat(parts))
-            self._seen[camera] = torch.stack(lights, dim=1).clone()
+            with torch.no_grad():
+                parts = [
+                    self._policy.model.vlm_with_expert.embed_image(pixels(some, px))
+                    for some in images.split(EMBED_BATCH)
+                ]
+            self._seen[camera] = torch.cat(parts)
+
+    def _blurred(self, camera: str, rows: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
+        tokens = self._seen[camera][rows]
+        size = SEEN_NOISE * self._recipe.network.width**-0.5
+        return tokens + size * torch.randn(tokens.shape, generator=dice)
 
     def _follow(self) -> None:
         share = min(AVERAGE_OVER, (1 + self.step) / (10 + self.step))
