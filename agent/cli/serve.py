@@ -1,6 +1,7 @@
 """Policies on another machine: serve them, and make the keys for it. Imports neither torch nor lerobot."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 HUNG: Final = 70
 """Exit status of a server that gave itself up (EX_SOFTWARE of sysexits.h)."""
+
+MAX_PORT: Final = 65535
 
 CACHE: Final = ".cache"
 """Below --policies: weights that an engine converted. Hidden, and so no policy."""
@@ -50,7 +53,8 @@ def serve(
     from agent.inference.library import Library
     from agent.inference.server import PolicyServer
 
-    if not bind.startswith("tcp://"):
+    port = re.fullmatch(r"tcp://[^\s/]+:(\d{1,5}|\*)", bind)
+    if not port or (port[1] != "*" and int(port[1]) > MAX_PORT):  # zmq would listen on the remainder
         raise BadInput(f"{bind} is no address to listen on.", "Name one of this machine and a port: tcp://ADDR:PORT.")
     folder, cache, settings, logging = _where(policies)
     if engine:
@@ -59,10 +63,10 @@ def serve(
         raise BadInput(
             f"{folder} is no folder of policies.", "Import one with `so-agent policy import`, or name another."
         )
-    telemetry.configure(logging, "policy-server")
     server = PolicyServer(
         bind, keys.expanduser(), Library(folder, folder.parent / "policy.json"), _loader(settings, cache), SystemClock()
     )
+    telemetry.configure(logging, "policy-server")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     telemetry.logger.info(

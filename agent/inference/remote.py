@@ -180,6 +180,7 @@ class RemoteEngine:
     def _connect(self) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
         self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._server)
         self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._own.public)
         self._socket.setsockopt(zmq.CURVE_SECRETKEY, self._own.secret)
@@ -190,7 +191,13 @@ class RemoteEngine:
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH | _HANDSHAKE_FAILED, f"inproc://handshakes-{secrets.token_hex(8)}"
         )
-        self._socket.connect(self._address)
+        try:
+            self._socket.connect(self._address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise BadInput(
+                f"{self._address} is no address of a policy server: {error}.", "Write it as tcp://HOST:PORT."
+            ) from error
 
     def _reconnect(self) -> None:
         """A fresh socket: nothing that was sent or is on its way can reach, or be taken for, what comes later."""

@@ -95,6 +95,7 @@ class PolicyServer:
         self._gate = Gate(self._context, keys, clock)
         self._socket = self._context.socket(zmq.ROUTER)
         _secure(self._socket, pair)
+        self._socket.setsockopt(zmq.IPV6, int("[" in address))
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             self._socket.bind(address)

@@ -421,6 +421,11 @@ def test_the_wrong_servers_key_and_no_server_are_told_apart(keys: Keys, smolvla_
     assert nobody.value.hint == "Is it running, and does it know this station's key?"
 
 
+def test_an_address_that_is_none_is_a_sentence(keys: Keys, smolvla_bundle: Bundle) -> None:
+    with pytest.raises(BadInput, match="is no address of a policy server"):
+        remote(keys, "tcp://*:5555", smolvla_bundle)
+
+
 # --- what is refused ------------------------------------------------------------------------------------
 
 
