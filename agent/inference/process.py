@@ -196,7 +196,7 @@ class PolicyProcess:
         if self._loading:
             raise Refused(f"The policy {self._wanted} is still being loaded.", "Try again when it is ready.")
         if self._engine:
-            self._engine.close()
+            self._worker.submit(self._engine.close).result()  # the thread that made it: a connection belongs to one
         self._engine, self._bundle, self._wanted, self._last = None, None, None, None
         self._reason = "no policy is loaded"
         gc.collect()
