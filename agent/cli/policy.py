@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli import serve
+from agent.cli import latency, serve
 from agent.cli.command import Command, group, invocation
 from agent.errors import BadInput
 
@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     policy.command("verify", cls=Command, epilog="Example: so-agent policy verify reach")(verify)
     policy.command("use", cls=Command, epilog="Example: so-agent policy use reach")(use)
     policy.command("remove", cls=Command, epilog="Example: so-agent policy remove reach")(remove)
+    latency.register(policy)
     serve.register(policy)
     app.add_typer(policy)
 
