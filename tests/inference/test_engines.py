@@ -305,7 +305,7 @@ def test_auto_does_not_try_all_engines_again(bundle: Bundle, tmp_path: Path) -> 
     here = settings("auto")
     assert remembered(tmp_path, here, MAKERS) is None
     remember(tmp_path, here, "exact")
-    assert remembered(tmp_path, here, MAKERS) == ["exact"]
+    assert remembered(tmp_path, here, MAKERS) == "exact"
     assert load_engine(bundle, here, cache=tmp_path).traits.name in ("exact", "reference")
     assert remembered(tmp_path, settings("auto", max_deviation=0.5), MAKERS) is None, "another bound"
     assert remembered(tmp_path, here, {}) is None, "an engine that is gone"

@@ -203,24 +203,28 @@ def _fastest(
     place: Place, reference: Reference, asked: Sequence[Case], wanted: Sequence[Actions], own: Deviation
 ) -> tuple[str, Computer, Deviation, str]:
     """The fastest engine within its bound, what it is called, and a note on faster ones that were not taken."""
-    best: tuple[str, Computer, Deviation] = ("reference", reference, own)
     if obstacle(place.loaded.policy):
-        return *best, ""
+        return "reference", reference, own, ""
+    best: tuple[str, Computer, Deviation] = ("reference", reference, own)
     tried, refused = {"reference": own}, []
-    for name in remembered(place.cache, place.settings, MAKERS) or _promising(place.cache):
-        try:
-            computer, deviation = _made(name, place, asked, wanted)
-        except AgentError as error:
-            refused.append(name)
-            logger.warning("engine not taken", name=name, reason=str(error))
-            continue
-        tried[name] = deviation
-        gain = 1.0 if name == "exact" else WORTH
-        if deviation.seconds * gain < best[2].seconds:
-            best = (name, computer, deviation)
+    known = remembered(place.cache, place.settings, MAKERS)
+    for names in ([known] if known else [], _promising(place.cache)):
+        for name in names:
+            try:
+                computer, deviation = _made(name, place, asked, wanted)
+            except AgentError as error:
+                refused.append(name)
+                logger.warning("engine not taken", name=name, reason=str(error))
+                continue
+            tried[name] = deviation
+            gain = 1.0 if name == "exact" else WORTH
+            if deviation.seconds * gain < best[2].seconds:
+                best = (name, computer, deviation)
+        if best[0] != "reference":
+            break
     logger.info("engines tried", chosen=best[0], tried=describe(tried))
     remember(place.cache, place.settings, best[0])
-    return *best, f"not {', '.join(refused)}: beyond max_deviation" if refused else ""
+    return *best, f"not {', '.join(dict.fromkeys(refused))}: beyond max_deviation" if refused else ""
 
 
 def _promising(cache: Path | None) -> list[str]:

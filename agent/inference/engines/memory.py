@@ -16,14 +16,14 @@ from agent.telemetry import logger
 FILE: Final = "auto.json"
 
 
-def remembered(cache: Path | None, settings: Settings, known: Container[str]) -> list[str] | None:
+def remembered(cache: Path | None, settings: Settings, known: Container[str]) -> str | None:
     """The engine that was chosen here under the same circumstances; None when there is none, and all must be tried."""
     if cache is None or not (cache / FILE).exists():
         return None
     try:
         values = json.loads((cache / FILE).read_text(encoding="utf-8"))
         same = values["circumstances"] == _circumstances(settings) and values["engine"] in known
-        return [str(values["engine"])] if same else None
+        return str(values["engine"]) if same else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the remembered engine cannot be read; trying all", reason=str(error))
         return None
