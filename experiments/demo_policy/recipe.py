@@ -45,15 +45,15 @@ class Recipe:
 
     seed: int = 0
     network: Network = Network()
-    episodes: int = 360
-    renders: int = 24_000
-    pretrain_steps: int = 5_000
+    episodes: int = 330
+    renders: int = 12_000
+    pretrain_steps: int = 4_000
     pretrain_batch: int = 64
     pretrain_rate: float = 1.5e-3
-    train_steps: int = 6_000
+    train_steps: int = 3_000
     train_batch: int = 32
     train_rate: float = 1e-3
-    evaluate_every: int = 1_000
+    evaluate_every: int = 500
     evaluate_starts: int = 20
     final_starts: int = 100
     save_every_s: float = 30.0
