@@ -12,12 +12,13 @@ import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 from experiments.demo_policy.plan import FIRST_UNSEEN, Planner
-from experiments.demo_policy.recipe import CHUNK, CONTROL_HZ, DISCS, task_text
+from experiments.demo_policy.recipe import CHUNK, CONTROL_HZ, DISCS, NEAR_M, task_text
 from experiments.demo_policy.simulator import Image, Simulator
 
 LONGEST_S: Final = 5.0
 REPLAN_TICKS: Final = 8
 LATE_TICKS: Final = 2  # from the pictures to the first action of the chunk made from them
+RESTS_TICKS: Final = 10  # within NEAR_M of a disc's middle for this long: that disc was chosen
 GREY: Final = 128
 
 
@@ -51,26 +52,28 @@ class Evaluation:
         first: int = 0,
         heard: Callable[[int, float], None] | None = None,
     ) -> dict[str, float]:
-        """Shares of `starts` that end at the named disc, and at the other; the median distance in centimetres."""
-        hits, others, misses = 0, 0, []
+        """Shares of `starts`: `success`, the first disc that the fingertip rests at is the named one; `other`, it is
+        another; `stays`, it is at the named disc when time is up. And how far it then is from there, in centimetres."""
+        hits, others, stays, misses = 0, 0, 0, []
         for number in range(first, first + starts):
             torch.manual_seed(number)  # of the flow's noise
-            named, miss_m = self._one(policy, number, control)
-            touched = self._simulator.touched()
-            hits += touched == named
-            others += touched not in (None, named)
+            named, chosen, miss_m = self._one(policy, number, control)
+            hits += chosen == named
+            others += chosen not in (None, named)
+            stays += miss_m < NEAR_M
             misses.append(miss_m)
             if heard:
                 heard(number, miss_m)
         return {
             "success": hits / starts,
             "other": others / starts,
+            "stays": stays / starts,
             "median_cm": float(np.median(misses)) * 100,
             "p90_cm": float(np.quantile(misses, 0.9)) * 100,
             "starts": float(starts),
         }
 
-    def _one(self, policy: SmolVLAPolicy, number: int, control: Control) -> tuple[str, float]:
+    def _one(self, policy: SmolVLAPolicy, number: int, control: Control) -> tuple[str, str | None, float]:
         simulator = self._simulator
         plan = self._planner.plan(FIRST_UNSEEN + number)
         places = simulator.scene.scatter(plan.scene_seed)
@@ -78,23 +81,24 @@ class Evaluation:
         start = plan.start or self._ended or self._planner.somewhere(np.random.default_rng(number))
         simulator.reset(start, places)
         if control is Control.HIDDEN:
-            simulator.data.mocap_pos[simulator.model.body(plan.disc).mocapid[0]] = (-1.0, 0.0, -1.0)
+            simulator.hide(plan.disc)
         other = next(f"{disc} disc" for disc in DISCS if f"{disc} disc" != plan.disc)
         text = task_text(other if control is Control.SWAPPED else plan.disc)
         chunk = np.tile(simulator.joints(), (CHUNK, 1))
         due: dict[int, tuple[int, Any]] = {}
-        made = 0
+        made, rests, chosen = 0, 0, None
         for tick in range(round(LONGEST_S * CONTROL_HZ)):
             if tick % REPLAN_TICKS == 0:
                 due[tick + LATE_TICKS] = (tick, self.chunk(policy, text, control))
             if tick in due:
                 made, chunk = due.pop(tick)
             simulator.tick(chunk[min(tick - made, CHUNK - 1)])
-        if control is Control.HIDDEN:
-            simulator.scene.place(simulator.data, {plan.disc: places[plan.disc]})
-            simulator.pose(simulator.joints(), {})
+            at = next((disc for disc in simulator.scene.discs if simulator.near(places[disc])), None)
+            rests = rests + 1 if at else 0
+            if rests == RESTS_TICKS and chosen is None:
+                chosen = at
         self._ended = tuple(simulator.joints().tolist())
-        return plan.disc, simulator.miss_m(plan.disc)
+        return plan.disc, chosen, simulator.miss_m(places[plan.disc])
 
     def chunk(self, policy: SmolVLAPolicy, text: str, control: Control = Control.NONE) -> Any:
         """Goals for the next CHUNK ticks, (CHUNK, 6), from what the simulator shows now."""

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.messages import Joints
-from agent.virtual.scene import IMAGE_PX, Pose2, SceneModel, from_radians, to_radians
+from agent.virtual.scene import DISC_HALF_M, IMAGE_PX, Pose2, SceneModel, from_radians, to_radians
 from experiments.demo_policy.recipe import CAMERAS, CONTROL_HZ, CUBES, DISCS, NEAR_M
 
 SETTLE_STEPS: Final = 25
 GEOMETRIES: Final = 200
+OUT_OF_SIGHT: Final = (-1.0, 0.0, -1.0)  # behind the wall and below the table
 
 type Image = NDArray[np.uint8]
 
@@ -86,13 +87,17 @@ class Simulator:
         mujoco.mj_camlight(self.model, self.data)
         return {name: self._draw(name) for name in CAMERAS}
 
-    def miss_m(self, disc: str) -> float:
-        """From the fingertip to the middle of a disc."""
-        return float(np.linalg.norm(self.data.site("tip").xpos - self.data.body(disc).xpos))
+    def miss_m(self, place: Pose2) -> float:
+        """From the fingertip to a point on the table, in space."""
+        return float(np.linalg.norm(self.data.site("tip").xpos - (place.x, place.y, DISC_HALF_M)))
 
-    def touched(self) -> str | None:
-        """The disc that the fingertip is at."""
-        return next((disc for disc in self.scene.discs if self.miss_m(disc) < NEAR_M), None)
+    def near(self, place: Pose2) -> bool:
+        """Whether the fingertip touches a disc that lies, or lay, there."""
+        return self.miss_m(place) < NEAR_M
+
+    def hide(self, disc: str) -> None:
+        """Put a disc where no camera sees it."""
+        self.data.mocap_pos[self.model.body(disc).mocapid[0]] = OUT_OF_SIGHT
 
     def _draw(self, camera: str) -> Image:
         self._view.fixedcamid = self.model.camera(camera).id
