@@ -108,12 +108,23 @@ class Recording(_Model):
     max_episode_s: Annotated[float, Field(gt=0, le=3600)] = 600.0
 
 
+PORT_MAX = 65535
+
+
+def _with_a_port(address: str) -> str:
+    """zmq takes the remainder of a larger one, without a word."""
+    if int(address.rpartition(":")[2]) > PORT_MAX:
+        raise ValueError(f"a port is at most {PORT_MAX}")
+    return address
+
+
 class RemotePolicy(_Model):
     """A `so-agent policy serve` on another machine. Both sides know each other by their public keys."""
 
-    address: Annotated[str, Field(pattern=r"^tcp://[^\s/]+:\d{1,5}$")]
+    address: Annotated[str, Field(pattern=r"^tcp://[^\s/]+:[1-9]\d{0,4}$"), AfterValidator(_with_a_port)]
     keys: UserPath  # made by `so-agent policy keygen`; holds station.key and server.pub
     timeout_s: Annotated[float, Field(ge=0.1, le=60)] = 5.0  # a chunk that takes longer is given up
+    pictures: Literal["rgb8", "jpeg"] = "rgb8"  # as they are, 1.8 MB for two cameras; or a tenth of that
 
 
 class Policy(_Model):
@@ -136,6 +147,12 @@ class Policy(_Model):
     remote: RemotePolicy | None = None
     synchronous: bool = False  # for experiments: observe only when all actions have run, as the simplest loops do
     extra_delay_s: Annotated[float, Field(ge=0, le=10)] = 0.0  # for experiments: added to every prediction
+
+    @model_validator(mode="after")
+    def _a_slow_server_is_no_hang(self) -> Self:
+        if self.remote and self.remote.timeout_s >= self.hang_s:
+            raise ValueError(f"policy.remote.timeout_s ({self.remote.timeout_s:g}) must be below policy.hang_s")
+        return self
 
 
 class Logging(_Model):

@@ -454,7 +454,7 @@ class Station:
             except AgentError:
                 task, self.task = self.task, None
                 if task and self.machine.mode is Mode.EXECUTING:
-                    await task.end("the task could not be started")
+                    await task.hold("the task could not be started")
                 raise
             return {**self._mode(), "task": self.task.status()}
 
@@ -477,13 +477,12 @@ class Station:
         task = self.task
         if task is None or task.over:
             return
+        task.over = cause  # first: the arm's answer changes the mode, and that would end the task too
         if self.machine.mode in self._of_a_task():
             with contextlib.suppress(AgentError):  # an arm that does not answer holds by itself
-                await task.end(cause)
-        else:
-            task.over = cause
-            await task.silence(cause)
+                await task.hold(cause)
         self.task, self.last_task = None, {**task.status(), "over": cause}
+        self._spawn(task.silence(cause))  # not waited for: the arm takes nothing of it any more
         await self._end_session(cause, success)
 
     def _mode(self) -> dict[str, Any]:

@@ -34,6 +34,9 @@ from agent.telemetry import logger
 LOAD_S: Final = 600.0
 """A 450 M policy is read, compared with lerobot's own prediction and warmed up in some minutes on a small board."""
 
+START_S: Final = 20.0
+"""A policy process that has just died is back in a moment; at the start of the agent it comes after the cameras."""
+
 LOOK_S: Final = 0.2
 
 
@@ -98,16 +101,10 @@ class Task:
         self.interventions += 1
         await self.silence(cause)
 
-    async def end(self, cause: str) -> None:
-        """Hold, if the policy still has the arm, and be over."""
-        if self.over is not None:
-            return
-        self.over = cause
+    async def hold(self, cause: str) -> None:
+        """Take the arm back from the policy, or from the person who took over. Raises what the arm answers."""
         logger.info("task over", task=self.plan.text, cause=cause, interventions=self.interventions)
-        try:
-            await self._host.ask_arm(ArmDrive(Drive.HOLD, cause))
-        finally:
-            await self.silence(cause)
+        await self._host.ask_arm(ArmDrive(Drive.HOLD, cause))
 
     async def silence(self, cause: str) -> None:
         """Tell the policy to stop. It may be gone already; the arm takes nothing of an old generation anyway."""
@@ -144,6 +141,11 @@ class Task:
 
 async def load(name: str, host: Host, progress: Progress) -> PolicyReport:
     """Have the policy loaded and ready. Raises BadInput with the reason when it cannot be."""
+    with contextlib.suppress(TimeoutError):  # the question below says it better
+        async with asyncio.timeout(START_S):
+            while host.policy_report() is None:
+                await progress({"loading": name, "reason": "the policy process is starting"})
+                await asyncio.sleep(LOOK_S)
     report = await host.ask_policy(LoadPolicy(name))
     pid = report.pid
     async with asyncio.timeout(LOAD_S):

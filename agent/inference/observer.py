@@ -32,13 +32,8 @@ class Observer:
         """
         self._clock = clock
         self._stale_tick_ns = round(config.safety.stale_action_ms * NS_PER_MS)
+        require_views(config, cameras)
         views = config.views()
-        if missing := [view for view in cameras if view not in views]:
-            raise BadInput(
-                f"The policy looks through {', '.join(missing)}, and this station has no such camera.",
-                f"Give one of the cameras that view, or import the policy with another --camera mapping; "
-                f"there are {', '.join(f'{view} ({name})' for view, name in views.items()) or 'no cameras'}.",
-            )
         self.generation = 0  # ticks of other generations are not looked at
         self.tick: Tick | None = None
         self._features = {views[view]: feature for view, feature in cameras.items()}
@@ -99,6 +94,17 @@ class Observer:
         self._arm.close()
         for subscriber in self._cameras.values():
             subscriber.close()
+
+
+def require_views(config: StationConfig, cameras: Mapping[str, str]) -> None:
+    """Raises BadInput when this station has no camera for one of the views that a policy looks through."""
+    views = config.views()
+    if missing := [view for view in cameras if view not in views]:
+        raise BadInput(
+            f"The policy looks through {', '.join(missing)}, and this station has no such camera.",
+            "Give one of the cameras that view, or import the policy with another --camera mapping; "
+            f"there are {', '.join(f'{view} ({name})' for view, name in views.items()) or 'no cameras'}.",
+        )
 
 
 def _pixels(header: FrameHeader, payload: zmq.Frame) -> Image:

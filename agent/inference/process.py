@@ -14,11 +14,12 @@ from typing import Final
 
 from agent.clock import Clock, SystemClock, nanoseconds
 from agent.config import StationConfig
-from agent.errors import AgentError, BadInput, Refused
+from agent.errors import AgentError, Refused
 from agent.inference.bundle import Bundle
 from agent.inference.delay import DelayWindow
 from agent.inference.engine import Engine
 from agent.inference.library import Library
+from agent.inference.observer import require_views
 from agent.inference.run import Run
 from agent.inference.verdict import verdict
 from agent.messages import (
@@ -142,15 +143,12 @@ class PolicyProcess:
         settings = self._config.policy
         paths = self._config.paths
         bundle = Library(paths.policies, paths.policy_in_use).open(name)
-        if missing := [view for view in bundle.manifest.cameras if view not in self._config.views()]:
-            raise BadInput(
-                f"The policy {name} looks through {', '.join(missing)}; this station has no such camera.",
-                "Give one of the cameras that view, or import the policy with another --camera mapping.",
-            )
+        require_views(self._config, bundle.manifest.cameras)
         if settings.remote:
             from agent.inference.remote import RemoteEngine
+            from agent.inference.wire import Encoding
 
-            return bundle, RemoteEngine(settings.remote, bundle)
+            return bundle, RemoteEngine(settings.remote, bundle, encoding=Encoding(settings.remote.pictures))
         from agent.inference.engines import load_engine
 
         return bundle, load_engine(bundle, settings, cache=paths.policy_cache / bundle.hash)
@@ -161,9 +159,11 @@ class PolicyProcess:
         loading, self._loading = self._loading, None
         try:
             self._bundle, self._engine = loading.result()
-        except AgentError as error:
-            self._reason = f"{self._wanted} was not loaded: {error}"
-            logger.error("policy not loaded", reason=str(error))
+        except Exception as error:  # noqa: BLE001 - lerobot's and torch's code: whatever it raises is the reason
+            expected = isinstance(error, AgentError)
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            self._reason = f"{self._wanted} was not loaded: {reason}"
+            logger.error("policy not loaded", reason=reason, exc_info=None if expected else error)
             return
         traits = self._engine.traits
         self._reason = "ready"

@@ -141,7 +141,9 @@ class LiveStation:
         status = self.wait_ready()
         if status["mode"] in ("estop", "fault"):
             self.client.call("reset")
-        if status["recording"]:
+        if status["task"]:
+            self.client.call("task.stop")
+        elif status["recording"]:
             self.client.call("record.discard")
         if status["mode"] != "idle":
             self.client.call("release")

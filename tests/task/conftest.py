@@ -9,6 +9,9 @@ import pytest
 
 from tests.station.live import LiveStation
 
+SETTINGS = {"starve_stop_s": 1.0, "hang_s": 2.0, "replan_s": 0.1}
+"""Sooner than usual, so that tests are. On a busy machine pictures repeat; that is not what these tests are about."""
+
 
 def scripted_station(folder: Path, **settings: object) -> LiveStation:
     """Not started yet."""
@@ -22,7 +25,7 @@ def scripted_station(folder: Path, **settings: object) -> LiveStation:
 @pytest.fixture(scope="package")
 def shared_station() -> Iterator[LiveStation]:
     folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))
-    live = scripted_station(folder, policy={"starve_stop_s": 1.0, "hang_s": 2.0, "replan_s": 0.1})
+    live = scripted_station(folder, policy=SETTINGS, recording__max_repeat_pct=100)
     try:
         live.start_virtual("--seed", "1")
         live.start_agent()

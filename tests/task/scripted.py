@@ -14,6 +14,7 @@ from agent.clock import SystemClock
 from agent.config import StationConfig
 from agent.inference.bundle import Bundle, Manifest
 from agent.inference.engine import Actions, Engine, Guidance, Observation, Traits
+from agent.inference.observer import require_views
 from agent.inference.process import PolicyProcess
 
 FPS: Final = 30
@@ -71,12 +72,11 @@ class ScriptedProcess(PolicyProcess):
         cameras = {"OBS_IMAGE_1": "observation.images.front"}
         if name == "three-eyes":
             cameras |= {"OBS_IMAGE_9": "observation.images.top"}
+        require_views(self._config, cameras)
         paths = self._config.paths
         manifest = Manifest(1, name, "script", FPS, CHUNK, cameras, {})
         traits = Traits("script", HERE, CHUNK, 1_000_000_000 // FPS, cameras, False, 0.0)
-        return Bundle(paths.policies / name, manifest, "0" * 12), Checked(
-            Script(self._config.policy.extra_delay_s), traits
-        )
+        return Bundle(paths.policies / name, manifest, "0" * 12), Checked(Script(), traits)
 
 
 def main(config: StationConfig) -> None:
