@@ -88,7 +88,7 @@ def train(
     if device not in ("auto", "cpu", "cuda"):
         raise BadInput(f"There is no --device {device}.", "Give auto, cpu or cuda.")
     config = invocation().load()
-    console = Console(stderr=True, quiet=invocation().json)
+    console = Console(stderr=True, quiet=invocation().json, soft_wrap=True)
     wish = Wish(policy, dataset, steps, name, method, batch, rate, seed, statistics, hold_out)
     share = Share(device, threads or max(1, len(os.sched_getaffinity(0)) - 1), save_every_s)
     if not anyway:
@@ -226,7 +226,7 @@ def _publish(supervisor: "Supervisor", learnt: "Learnt", console: Console) -> No
         "hash": bundle.hash,
         "description": bundle.manifest.description,
         "folder": str(supervisor.work),
-        **{key: value for key, value in msgspec.to_builtins(learnt).items() if key != "event"},
+        **msgspec.structs.asdict(learnt),
     }
     if invocation().json:
         invocation().show(result, "")

@@ -1,18 +1,19 @@
 """What the training process says, one JSON object a line; `so-agent train --json` hands it on as it is."""
 
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the training process is told. Where things lie, and how much of the computer it may have: nothing here
-    changes what is learnt."""
+    """What the training process is told: in which folders things lie, and how much of the computer it may have.
 
-    work: Path
-    bundle: Path
-    dataset: Path
+    Nothing here changes what is learnt, but for the last digits that depend on threads and device.
+    """
+
+    work: str
+    bundle: str
+    dataset: str
     device: str
     threads: int
     save_every_s: float

@@ -32,7 +32,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: said.stop())
     step_back()
-    cache = job.work / CACHE
+    cache = Path(job.work) / CACHE
     # lerobot's dataset reads its tables through a copy on the disk, by default in the user's home.
     os.environ |= {"HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": str(job.threads)}
     try:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from agent.errors import Fatal
@@ -26,8 +27,9 @@ class Training:
 
     def __init__(self, job: Job, say: Say, clock: Callable[[], float] = time.monotonic) -> None:
         self._job, self._say, self._clock = job, say, clock
-        self._plan = read_plan(job.work)
-        self._checkpoints = job.work / CHECKPOINTS
+        self._work = Path(job.work)
+        self._plan = read_plan(self._work)
+        self._checkpoints = self._work / CHECKPOINTS
         self._stopping = False
 
     def stop(self) -> None:
@@ -36,16 +38,16 @@ class Training:
 
     def run(self) -> Learnt | None:
         """What was learnt; None when it was stopped before. Raises the agent's errors."""
-        with alone(self._job.work):
+        with alone(self._work):
             return self._run()
 
     def _run(self) -> Learnt | None:
         job, plan = self._job, self._plan
-        loaded = load_policy(open_bundle(job.bundle), job.device)
-        rows = Rows(plan, job.dataset, loaded.policy.config, job.device)
+        loaded = load_policy(open_bundle(Path(job.bundle)), job.device)
+        rows = Rows(plan, Path(job.dataset), loaded.policy.config, job.device)
         learner = Learner(loaded, plan, rows)
         progress = saved.Progress()
-        if checkpoint := newest_checkpoint(job.work):
+        if checkpoint := newest_checkpoint(self._work):
             progress = saved.progress_of(checkpoint)
             learner.restore(checkpoint)
         self._check_space(2 * learner.checkpoint_bytes + 4 * learner.parameters)
@@ -62,11 +64,11 @@ class Training:
             self._say(Stopped(learner.step, plan.steps))
             return None
         after = self._validated(learner)
-        result = job.work / RESULT
+        result = self._work / RESULT
         shutil.rmtree(result, ignore_errors=True)  # of a process that was killed
         learner.export(result)
         both = [(step, loss) for step, loss in ((0, progress.before), (plan.steps, after)) if loss is not None]
-        curve.write(job.work, plan.sentence, progress.curve, both)
+        curve.write(self._work, plan.sentence, progress.curve, both)
         first, last = curve.ends(progress.curve)
         return Learnt(plan.steps, progress.before, after, first, last, progress.seconds, rows.tasks)
 
@@ -110,10 +112,9 @@ class Training:
         return loss
 
     def _check_space(self, needed: int) -> None:
-        work = self._job.work
-        free = shutil.disk_usage(work).free
+        free = shutil.disk_usage(self._work).free
         if free < needed + SPARE_BYTES:
             raise Fatal(
-                f"The training needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free in {work}.",
+                f"The training needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free in {self._work}.",
                 "Free disk space, or give --method lora.",
             )

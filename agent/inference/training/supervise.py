@@ -200,7 +200,7 @@ class Supervisor:
             ),
             trial,
         )
-        summary = msgspec.to_builtins(learnt) | {"policy": bundle.manifest.name, "hash": bundle.hash}
+        summary = msgspec.structs.asdict(learnt) | {"policy": bundle.manifest.name, "hash": bundle.hash}
         (self.work / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         sync(self.work / SUMMARY)
         for part in (RESULT, CHECKPOINTS, BASE):
@@ -215,9 +215,9 @@ class Supervisor:
     def _process(self, log: IO[bytes]) -> Iterator[IO[bytes]]:
         """What the process says. It has ended when this is left, whatever happened."""
         job = Job(
-            work=self.work,
-            bundle=self._taught_from(),
-            dataset=self._config.paths.datasets / self.plan.dataset,
+            work=str(self.work),
+            bundle=str(self._taught_from()),
+            dataset=str(self._config.paths.datasets / self.plan.dataset),
             device=self._share.device,
             threads=self._share.threads,
             save_every_s=self._share.save_every_s,
@@ -230,9 +230,10 @@ class Supervisor:
         assert self._child.stdout is not None  # noqa: S101 - a pipe was asked for
         try:
             yield self._child.stdout
+        except BaseException:
+            self.stop()
+            raise
         finally:
-            if self._child.poll() is None and not self._child.stdout.closed:
-                self._child.send_signal(signal.SIGTERM)
             self._child.stdout.close()
             self._code = self._child.wait()
 
