@@ -531,7 +531,7 @@ def test_a_plan_is_read_as_it_was_written(config: StationConfig) -> None:
 
 
 def test_a_long_curve_has_no_more_points_than_can_be_seen() -> None:
-    assert [curve.every(steps) for steps in (1, 500, 501, 100_000)] == [1, 1, 2, 200]
+    assert [curve.every(steps) for steps in (1, 200, 201, 100_000)] == [1, 1, 2, 500]
     assert curve.ends([(step, float(step)) for step in range(20)]) == (0.5, 18.5)
     assert all(np.isnan(curve.ends([])))
 
@@ -558,7 +558,7 @@ sys.exit(main())
 def test_training_touches_neither_network_nor_pickle_and_takes_only_spare_time(
     config: StationConfig, tmp_path: Path
 ) -> None:
-    """Adapters, a stop and going on, in processes where a connection or an unpickled class ends everything."""
+    """Adapters, a listener who goes, and going on; a connection or an unpickled class would end the process."""
     supervisor = begin(config, wish(steps=12, method="lora"), Share())
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # no HF_HUB_OFFLINE: the agent sees to it
     order = msgspec.json.encode(job(supervisor, save_every_s=0.001)).decode()
@@ -577,10 +577,11 @@ def test_training_touches_neither_network_nor_pickle_and_takes_only_spare_time(
     assert Path(f"/proc/{first.pid}/oom_score_adj").read_text().strip() == "1000"
     while not isinstance(DECODER.decode(first.stdout.readline()), Saved):
         pass
-    first.terminate()
-    out, err = first.communicate()
-    assert first.returncode == 0, err.decode()
-    assert isinstance(DECODER.decode(out.splitlines()[-1]), Stopped)
+    first.stdout.close()  # whoever listened is gone: it saves and ends by itself
+    assert first.stderr
+    err = first.stderr.read()
+    assert first.wait() == 0, err.decode()
+    assert newest_checkpoint(supervisor.work)
     second = process()
     out, err = second.communicate()
     assert second.returncode == 0, err.decode() + out.decode()

@@ -8,8 +8,8 @@ from typing import Final
 PICTURE: Final = "curve.png"
 NUMBERS: Final = "curve.json"
 
-POINTS: Final = 500
-"""As many as a picture can show."""
+POINTS: Final = 200
+"""A single batch says little: of long trainings, each is the mean of many."""
 
 
 def every(steps: int) -> int:
