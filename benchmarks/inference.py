@@ -2,7 +2,8 @@
 
     python -m benchmarks.inference [--quick] [--repeats N] [--threads N ...] [--markdown FILE]
 
-Sides take turns, and a chunk is compared with stock's chunk of the same round. Deviations are the largest over all
+Sides take turns, and a chunk is compared with stock's chunk of the same round, by the clock and by the CPU time of all
+threads: with one thread the latter holds on a busy host, too. Deviations are the largest over all
 actions of the check's chunks, guided ones among them. Random weights tell what the arithmetic costs in time; what it
 costs in degrees for a trained policy, `so-agent policy bench` tells.
 """
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -66,7 +68,9 @@ def take_turns(running: list[Side], loaded: policies.Loaded, repeats: int, conso
     for turn in range(repeats):
         for one in running:
             if one.turns or turn == 0:
-                one.profiles.append(dict(one.computer.profile(observation)))
+                begin = time.process_time()
+                profile = dict(one.computer.profile(observation))
+                one.profiles.append({**profile, "cpu": time.process_time() - begin})
         console.print(f"  round {turn + 1} of {repeats}: stock {running[0].profiles[-1]['chunk']:.2f} s")
 
 

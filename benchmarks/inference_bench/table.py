@@ -23,18 +23,20 @@ class Row:
     ms: dict[str, float]  # by stage
     spread: float  # slowest chunk over the fastest
     ratio: float  # stock's chunk over this one's, round by round; the median
+    cpu_ratio: float  # the same of the CPU time of all threads
     joints: tuple[float, ...]  # largest deviation; degrees, gripper in percent
 
     @property
     def cells(self) -> tuple[str, ...]:
         times = (f"{self.ms[stage]:,.{0 if self.ms[stage] >= 100 else 1}f}" for stage in STAGES)
         return (
-            self.engine, str(self.threads), *times, f"{self.ratio:.2f}x", f"{self.spread:.2f}", str(self.chunks),
+            self.engine, str(self.threads), *times, f"{self.ratio:.2f}x", f"{self.cpu_ratio:.2f}x",
+            f"{self.spread:.2f}", str(self.chunks),
             *(f"{value:.1g}" if value < 0.1 else f"{value:.2f}" for value in self.joints),
         )  # fmt: skip
 
 
-HEAD: Final = ("engine", "threads", *(f"{stage} ms" for stage in STAGES), "to stock", "spread", "n", *SHORT)
+HEAD: Final = ("engine", "threads", *(f"{stage} ms" for stage in STAGES), "to stock", "by CPU", "spread", "n", *SHORT)
 
 
 def row(
@@ -44,14 +46,18 @@ def row(
     """`profiles` in seconds by stage, round by round. Stock of the same round is what they are compared with."""
     assert len(joints) == len(JOINTS)  # noqa: S101
     chunks = [profile["chunk"] for profile in profiles]
-    ratios = [theirs["chunk"] / mine for theirs, mine in zip(stock, chunks, strict=False)]
+
+    def ratio(of: str) -> float:
+        return statistics.median(theirs[of] / mine[of] for theirs, mine in zip(stock, profiles, strict=False))
+
     return Row(
         engine=engine,
         threads=threads,
         chunks=len(chunks),
         ms={stage: 1e3 * statistics.median(profile[stage] for profile in profiles) for stage in STAGES},
         spread=max(chunks) / min(chunks),
-        ratio=statistics.median(ratios),
+        ratio=ratio("chunk"),
+        cpu_ratio=ratio("cpu"),
         joints=joints,
     )
 

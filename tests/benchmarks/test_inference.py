@@ -12,7 +12,7 @@ JOINTS = (0.5, 0.01, 0.0, 1.234, 3e-5, 0.1)
 
 
 def profile(chunk: float) -> dict[str, float]:
-    return {"chunk": chunk, "vision": chunk / 2, "prefix": chunk / 10, "step": chunk / 100}
+    return {"chunk": chunk, "vision": chunk / 2, "prefix": chunk / 10, "step": chunk / 100, "cpu": chunk * 0.9}
 
 
 def test_a_chunk_is_compared_with_stock_s_chunk_of_the_same_round() -> None:
@@ -20,7 +20,7 @@ def test_a_chunk_is_compared_with_stock_s_chunk_of_the_same_round() -> None:
     stock = [profile(chunk) for chunk in (8.0, 24.0, 8.0)]
     mine = [profile(chunk) for chunk in (2.0, 6.0, 2.0)]
     found = row("exact", 1, mine, stock, JOINTS)
-    assert found.ratio == 4.0
+    assert found.ratio == found.cpu_ratio == 4.0
     assert found.ms["chunk"] == 2000.0
     assert found.spread == 3.0
 
