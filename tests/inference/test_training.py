@@ -360,6 +360,10 @@ def test_two_cannot_train_in_one_folder(config: StationConfig) -> None:
             trained(supervisor)
         with pytest.raises(Refused, match="being trained already"):
             begin(config, wish(), Share())
+        supervisor.forget()
+        assert read_plan(supervisor.work) == supervisor.plan
+    supervisor.forget()
+    assert not supervisor.work.exists()
 
 
 def test_nothing_is_overwritten(config: StationConfig) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
@@ -18,7 +18,7 @@ from typing import IO, Final
 import msgspec
 
 from agent.config import NAME_PATTERN, StationConfig
-from agent.errors import BadInput, DeviceFault, from_code
+from agent.errors import BadInput, DeviceFault, Refused, from_code
 from agent.inference import importer
 from agent.inference.bundle import Bundle
 from agent.inference.importer import import_checkpoint, sync
@@ -208,8 +208,9 @@ class Supervisor:
         return bundle
 
     def forget(self) -> None:
-        """Remove the work folder of a training that never began to learn."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        """Remove the work folder of a training that never began to learn, unless another process has it."""
+        with suppress(Refused), alone(self.work):
+            shutil.rmtree(self.work, ignore_errors=True)
 
     @contextmanager
     def _process(self, log: IO[bytes]) -> Iterator[IO[bytes]]:
