@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.api.local import Client
+from agent.cli import demo_task
 from agent.cli.record import progress_line
 from agent.config import StationConfig, load
 from agent.errors import AgentError, DeviceFault, NotRunning
@@ -58,6 +59,7 @@ class Demo:
         self._agent: subprocess.Popen[bytes] | None = None
         self._before = 0
         self._timing: dict[str, Any] = {}
+        self._tasks: list[demo_task.Done] = []
         self.pictures: list[Path] = []
 
     def __enter__(self) -> Self:
@@ -79,7 +81,7 @@ class Demo:
         self.client = Client(self.config.paths.agent_socket)
         self._before = self.index.count()
         with self._step("Starting the virtual arm, its cameras and the operator"):
-            self._virtual = self._launch("virtual", "agent.virtual", "-c", str(self.file))
+            self._virtual = self._launch("virtual", "agent.virtual", "-c", str(self.file), *demo_task.OBJECTS)
             self._wait(lambda: self._says_ready(), "the virtual station is ready", VIRTUAL_S)
             # The hand keeps still while the follower moves onto the leader's pose.
             inject(self.config, {"operator": "pause"})
@@ -96,7 +98,7 @@ class Demo:
         with self._step("Moving the follower onto the leader"):
             self.client.call("teleop.start")
             self._wait_mode("teleop")
-            inject(self.config, {"operator": {"task": "touch"}})
+            inject(self.config, {"operator": {"task": "touch", "disc": "blue disc"}})
         with self._console.status("Recording") as status:
 
             def show(event: dict[str, Any]) -> None:
@@ -116,10 +118,17 @@ class Demo:
             )
         self._done(f"Recording {episodes} episodes")
 
+    def by_itself(self) -> None:
+        """Let the shipped policy have the arm. The recorded episodes of it are judged: touched or not."""
+        self.client.call("teleop.stop")
+        if self._model != demo_task.MODEL or not demo_task.POLICY.is_dir():
+            return  # the policy has never seen this arm, or was not shipped
+        with self._step("Letting the arm touch discs by itself; a person takes over once"):
+            self._tasks = demo_task.carry_out(self.config, self.client, self._wait)
+
     def finish(self) -> None:
         """Park, stop both programs, draw the pictures."""
         with self._step("Parking the arm"):
-            self.client.call("teleop.stop")
             self.client.call("park")
             self._wait_mode("idle")
         with self._step("Stopping"):
@@ -134,6 +143,7 @@ class Demo:
         return {
             "dataset": str(self.config.paths.dataset),
             "episodes": self._episodes(),
+            "tasks": demo_task.plain(self._tasks),
             "period_error_p99_ms": self._timing.get("period_error_p99_ms"),
             "scheduling": self._timing.get("scheduling"),
             "pictures": [str(path) for path in self.pictures],
@@ -144,18 +154,22 @@ class Demo:
 
     def print_outcome(self) -> None:
         console = Console()
-        table = Table(title=f"Recorded: {TASK!r}", title_justify="left")
-        for name in ("episode", "frames", "rate", "dropped ticks", "repeated frames"):
+        table = Table(title="Recorded", title_justify="left")
+        for name in ("episode", "task", "source", "frames", "rate", "dropped ticks", "repeated frames"):
             table.add_column(name, justify="right", no_wrap=True)
         for about in self._episodes():
             table.add_row(
                 str(about["episode"]),
+                str(about["task"]),
+                str(about["source"]),
                 str(about["frames"]),
                 f"{about['rate_hz']:.3f} Hz",
                 str(sum(gap["missing"] for gap in about["gaps"])),
                 ", ".join(f"{name} {camera['repeats']}" for name, camera in about["cameras"].items()),
             )
         console.print(table)
+        if self._tasks:
+            console.print(demo_task.table(self._tasks))
         if self._timing:
             console.print(
                 f"Period error of the control loop: p50 {self._timing['period_error_p50_ms']:.2f} ms, "

@@ -95,6 +95,7 @@ def demo(
         raise BadInput(f"There is no virtual {model}.", "Use --model so100 or --model so101.")
     with Demo(folder, model, quiet=invocation().json) as running:
         running.record(episodes, episode_s)
+        running.by_itself()
         running.finish()
     if invocation().json:
         invocation().show(running.outcome(), "")

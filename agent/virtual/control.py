@@ -148,8 +148,9 @@ class Controller:
         return {"state": self.state()} if request.state else {}
 
     def state(self) -> dict[str, Any]:
-        """Joints as lerobot reads them, objects in metres, counters since the start."""
+        """Joints as lerobot reads them, objects and the follower's fingertip in metres, counters since the start."""
         operator = self._operator
+        tip = {"follower": {"fingertip": [round(value, 4) for value in self._dynamics.fingertip()]}}
         return {
             "arms": {
                 name: {
@@ -160,6 +161,7 @@ class Controller:
                     "plugged": arm.port.plugged,
                     "goal_writes": arm.goals.count,
                     "fault_hits": arm.faults.hits,
+                    **tip.get(name, {}),
                 }
                 for name, arm in self._arms.items()
             },

@@ -100,6 +100,12 @@ class Dynamics:
         with self.lock:
             return self.scene.where(self._data)
 
+    def fingertip(self) -> tuple[float, float, float]:
+        """The middle of the follower's fingertip, in metres."""
+        with self.lock:
+            x, y, z = self._data.site("tip").xpos
+            return float(x), float(y), float(z)
+
     def object_yaw(self, name: str) -> float:
         with self.lock:
             across = self._data.body(name).xmat.reshape(3, 3)[:, 0]

@@ -28,6 +28,7 @@ FPS: Final = 30
 QUEUE_THRESHOLD: Final = 30  # lerobot's default: a new chunk is begun when so many actions are left
 HORIZON: Final = 10  # RTCConfig's default
 SERVER_S: Final = 60.0
+CONNECT_TRIES: Final = 10
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Clocks:
 
 
 def _robot(config: StationConfig) -> tuple[Any, Any]:
-    """lerobot's follower and its configuration, as `lerobot-rollout` would make them."""
+    """lerobot's follower, connected, and its configuration, as `lerobot-rollout` would make them."""
     from lerobot.cameras.zmq import ZMQCameraConfig
     from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 
@@ -94,7 +95,16 @@ def _robot(config: StationConfig) -> tuple[Any, Any]:
         calibration_dir=config.paths.follower_calibration.parent,
         cameras=cameras,
     )
-    return SO101Follower(settings), settings
+    for attempt in range(CONNECT_TRIES):
+        robot = SO101Follower(settings)
+        try:
+            robot.connect()
+        except ConnectionError:  # it writes 30 registers, each once: on a busy host one reply comes late
+            if attempt + 1 == CONNECT_TRIES:
+                raise
+        else:
+            break
+    return robot, settings
 
 
 def _rollout(run: LerobotRun) -> dict[str, Any]:
@@ -116,7 +126,6 @@ def _rollout(run: LerobotRun) -> dict[str, Any]:
     loaded = load_policy(open_bundle(Path(run.policy)))
     policy, clocks = loaded.policy, Clocks()
     robot, _ = _robot(load(Path(run.config)))
-    robot.connect()
     wrapper = ThreadSafeRobot(robot)
     observed = hw_to_dataset_features(robot.observation_features, "observation", use_video=False)
     acted = hw_to_dataset_features(robot.action_features, "action", use_video=False)
@@ -187,6 +196,7 @@ def _client_and_server(run: LerobotRun) -> dict[str, Any]:
     logging.disable(logging.WARNING)
     clocks = Clocks()
     robot, settings = _robot(load(Path(run.config)))
+    robot.connect = lambda: None  # done
     client_module.make_robot_from_config = lambda _: robot
     send = robot.send_action
 

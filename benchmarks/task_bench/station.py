@@ -64,13 +64,12 @@ class Table:
 class TaskStation:
     """A context manager around the agent on such a table, with one policy. `settings` as for `Rig.configuration`."""
 
-    def __init__(self, table: Table, policy: Path, name: str = "agent", **settings: Any) -> None:
-        """`policy`: the folder of a bundle."""
+    def __init__(self, table: Table, bundle: Path, name: str = "agent", **settings: Any) -> None:
         self.table = table
-        self.policy = policy.name
-        there = table.rig.config.paths.policies / policy.name
+        self.policy = bundle.name
+        there = table.rig.config.paths.policies / bundle.name
         if not there.exists():
-            shutil.copytree(policy, there)
+            shutil.copytree(bundle, there)
         self._file = table.rig.configuration(name, **settings)
         self._daemon: Daemon | None = None
 

@@ -1,0 +1,137 @@
+"""The second half of the demo: the arm does by itself what it was shown, and a person takes over in the middle."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.table import Table
+
+from agent.api.local import Client
+from agent.config import StationConfig
+from agent.virtual.client import inject
+
+POLICY: Final = Path(__file__).resolve().parents[2] / "policies" / "demo-reach"
+"""A small SmolVLA that learnt from episodes of this virtual station; docs/demo-policy.md tells how."""
+
+MODEL: Final = "so101"
+"""The arm that it knows."""
+
+OBJECTS: Final = ("--disc=red", "--disc=blue", "--cube=green")
+"""What it knows: two discs, of which the task names one, and a cube that is in the way."""
+
+NEAR_M: Final = 0.02
+"""A fingertip this near to the middle of a disc touches it."""
+
+LONGEST_S: Final = 10.0
+LOAD_S: Final = 300.0
+LOOK_S: Final = 0.05
+BEFORE_TAKEOVER_S: Final = 0.6
+TAKEN_TO: Final = (35.0, -40.0, 40.0, 60.0, 0.0, 5.0)
+TABLES: Final = (7, 11, 23)
+"""Seeds of the tables that are laid: none of them was recorded."""
+
+
+@dataclass
+class Done:
+    """What became of one task."""
+
+    task: str
+    touched_s: float | None  # after the start, or after the arm was given back
+    taken_over: bool
+    chunks: int
+    starved_ticks: int
+    delay_p95_ms: float | None
+
+
+def install(config: StationConfig) -> str:
+    """Put the shipped policy into the station's library; its name."""
+    there = config.paths.policies / POLICY.name
+    if there.exists():
+        shutil.rmtree(there)
+    shutil.copytree(POLICY, there)
+    return POLICY.name
+
+
+def carry_out(
+    config: StationConfig, client: Client, wait: Callable[[Callable[[], bool], str, float], None]
+) -> list[Done]:
+    """Three tasks; in the last one a person takes over and gives back. `wait(condition, what, timeout_s)`."""
+    name = install(config)
+    tasks = [("red", False), ("blue", False), ("red", True)]
+    return [
+        _one(config, client, wait, name, disc, seed, taken_over=taken_over)
+        for (disc, taken_over), seed in zip(tasks, TABLES, strict=True)
+    ]
+
+
+def _one(
+    config: StationConfig,
+    client: Client,
+    wait: Callable[[Callable[[], bool], str, float], None],
+    policy: str,
+    disc: str,
+    seed: int,
+    *,
+    taken_over: bool,
+) -> Done:
+    task = f"touch the {disc} disc"
+    inject(config, {"operator": "pause", "scene": {"seed": seed}})
+    client.call("task.start", {"task": task, "policy": policy, "record": True}, timeout_s=LOAD_S)
+    if taken_over:
+        time.sleep(BEFORE_TAKEOVER_S)
+        client.call("teleop.start")
+        wait(lambda: client.call("status")["mode"] == "teleop", "a person has the arm", LONGEST_S)
+        inject(config, {"operator": {"pose": list(TAKEN_TO)}})
+        wait(lambda: _state(config)["operator"]["doing"] == "waiting", "the person has moved the arm", LONGEST_S)
+        client.call("teleop.stop")
+    touched_s = _until_touched(config, f"{disc} disc")
+    status = client.call("status")
+    client.call("task.stop", {"success": touched_s is not None}, timeout_s=LOAD_S)
+    execution, delay_s = status["policy"]["execution"], status["policy"]["delay_p95_s"]
+    return Done(
+        task,
+        touched_s,
+        taken_over,
+        execution["chunks"],
+        execution["starved_ticks"],
+        None if delay_s is None else round(delay_s * 1e3, 1),
+    )
+
+
+def _until_touched(config: StationConfig, disc: str) -> float | None:
+    began = time.monotonic()
+    while (since := time.monotonic() - began) < LONGEST_S:
+        state = _state(config)
+        tip, where = state["arms"]["follower"]["fingertip"], state["objects"][disc]
+        if sum((a - b) ** 2 for a, b in zip(tip, where, strict=True)) <= NEAR_M**2:
+            return round(since, 2)
+        time.sleep(LOOK_S)
+    return None
+
+
+def _state(config: StationConfig) -> dict[str, Any]:
+    state: dict[str, Any] = inject(config, {"state": True})["state"]
+    return state
+
+
+def table(done: list[Done]) -> Table:
+    drawn = Table(title="By itself, with the policy demo-reach", title_justify="left")
+    for name in ("task", "touched after", "taken over", "chunks", "starved ticks", "delay p95"):
+        drawn.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    for one in done:
+        drawn.add_row(
+            one.task,
+            "[yellow]not[/yellow]" if one.touched_s is None else f"{one.touched_s:.1f} s",
+            "and given back" if one.taken_over else "",
+            str(one.chunks),
+            str(one.starved_ticks),
+            "-" if one.delay_p95_ms is None else f"{one.delay_p95_ms:.0f} ms",
+        )
+    return drawn
+
+
+def plain(done: list[Done]) -> list[dict[str, Any]]:
+    return [asdict(one) for one in done]
