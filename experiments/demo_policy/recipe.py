@@ -47,7 +47,7 @@ class Recipe:
     network: Network = Network()
     episodes: int = 330
     renders: int = 12_000
-    pretrain_steps: int = 4_000
+    pretrain_steps: int = 3_000
     pretrain_batch: int = 64
     pretrain_rate: float = 1.5e-3
     train_steps: int = 1_800

@@ -25,6 +25,12 @@ LOOSE_DEG: Final = ((-60, 60), (-98, 70), (-60, 96), (-30, 95), (-25, 25), (0, 5
 AT_WORK: Final = 0.6
 """Share of poses with the fingertip above or on the table's middle, as in a reach."""
 
+AT_HAND: Final = 0.5
+"""Share of scenes with a disc under the fingertip or beside it. On tables laid at random that is rare, and there the
+policy has to tell whether it has arrived."""
+
+BESIDE_M: Final = 0.015
+APART_M: Final = 0.06
 HIGHEST_M: Final = 0.20
 CLEARANCE_M: Final = 0.001
 WORKING_POSES: Final = 1_200
@@ -87,7 +93,10 @@ def _shard(simulator: Simulator, random: np.random.Generator, working: list[Join
     kinematics = Kinematics(simulator.scene)
     for index in range(count):
         joints = _pose(random, working, kinematics)
-        simulator.pose(joints, _places(simulator, random))
+        places = _places(simulator, random)
+        if random.random() < AT_HAND:
+            places |= _at_hand(simulator, random, places, kinematics.forward(joints))
+        simulator.pose(joints, places)
         images = simulator.images()
         shard.front[index], shard.wrist[index] = images["front"], images["wrist"]
         shard.places[index] = [_polar(simulator, name) for name in simulator.scene.objects]
@@ -132,6 +141,21 @@ def _places(simulator: Simulator, random: np.random.Generator) -> dict[str, Pose
         name: Pose2(pose.x * spread, pose.y * spread, pose.yaw)
         for name, pose in simulator.scene.scatter(int(random.integers(2**31))).items()
     }
+
+
+def _at_hand(
+    simulator: Simulator, random: np.random.Generator, places: dict[str, Pose2], tip: tuple[float, float, float]
+) -> dict[str, Pose2]:
+    """One of the discs near the fingertip, unless that is off the table's middle or something else lies there."""
+    base = simulator.data.body("shoulder").xpos
+    bearing, reach = math.atan2(tip[1] - base[1], tip[0] - base[0]), math.hypot(tip[0] - base[0], tip[1] - base[1])
+    if abs(bearing) > math.radians(SECTOR_DEG) * MARGIN or not REACH_M[0] / MARGIN < reach < REACH_M[1] * MARGIN:
+        return {}
+    disc = simulator.scene.discs[random.integers(len(simulator.scene.discs))]
+    x, y = np.array(tip[:2]) + random.normal(0, BESIDE_M, 2)
+    if any(math.dist((x, y), pose[:2]) < APART_M for name, pose in places.items() if name != disc):
+        return {}
+    return {disc: Pose2(float(x), float(y), places[disc].yaw)}
 
 
 def _polar(simulator: Simulator, name: str) -> tuple[float, float]:
