@@ -43,8 +43,8 @@ class Bytes:
     """A matrix of bytes, scaled row by row. What it multiplies is made bytes anew each time; float32 in and out.
 
     This is PyTorch's own kernel (FBGEMM or oneDNN), which needs neither AVX-512 nor calibration. Without VNNI it adds
-    two products in 16 bits, which overflows unless one factor has seven bits. That the other factor, the weight, keeps
-    eight is worth a third of the error (measured at full size: 2.5 against 3.3 degrees, and 2.0 with VNNI).
+    two products in 16 bits, which overflows unless one factor has seven bits. The weight keeps eight: that way round
+    chunks deviated less (docs/decisions/0010).
     """
 
     _whole_bytes = torch.cpu._is_vnni_supported()
