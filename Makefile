@@ -15,7 +15,7 @@ export MUJOCO_GL := egl
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## create or update .venv from the hashed lock; quick when nothing changed
@@ -36,13 +36,18 @@ lint: setup ## format check, ruff, mypy --strict, import layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# Tests that compute, and keep no deadlines: two at a time. The others have a machine to themselves, as an arm should.
+COMPUTING := tests/inference tests/experiments tests/config tests/cli/test_train.py tests/cli/test_policy.py \
+	tests/cli/test_serve.py
+
 .PHONY: test
 test: rendering lint ## everything CI runs: lint, then the whole suite with coverage
-	$(PYTHON) -m pytest -q --cov --cov-report=term
+	$(PYTHON) -m pytest -q -n 2 --cov --cov-report= --cov-fail-under=0 $(COMPUTING)
+	$(PYTHON) -m pytest -q --cov --cov-append --cov-report=term $(addprefix --ignore=,$(COMPUTING))
 
 .PHONY: coverage
-coverage: rendering ## the suite's coverage as pages in htmlcov/
-	$(PYTHON) -m pytest -q --cov --cov-report=html
+coverage: test ## the suite's coverage as pages in htmlcov/
+	$(VENV)/bin/coverage html
 
 .PHONY: durability
 durability: rendering ## kill the recorder, the arm and the agent KILLS=300 times and count what is lost
@@ -52,9 +57,26 @@ durability: rendering ## kill the recorder, the arm and the agent KILLS=300 time
 bench-control: rendering ## lerobot's record loop against this one, on the same virtual arm
 	$(PYTHON) -m benchmarks.control
 
+.PHONY: bench-inference
+bench-inference: rendering ## engines against stock lerobot, at the size of SmolVLA: some minutes and 10 GB
+	$(PYTHON) -m benchmarks.inference
+
+.PHONY: bench-tasks
+bench-tasks: rendering ## touches a minute, and what the arm is sent, beside lerobot's own loops; 45 minutes
+	$(PYTHON) -m benchmarks.tasks headline
+	$(PYTHON) -m benchmarks.tasks queue
+
+.PHONY: evaluate
+evaluate: rendering ## the demo policy on 100 unseen tables through the whole stack, and controls; 30 minutes
+	$(PYTHON) -m benchmarks.evaluate
+
+.PHONY: train-demo-policy
+train-demo-policy: rendering ## record, learn and pack the demo policy again: about an hour; goes on where it stopped
+	$(PYTHON) -m experiments.demo_policy all --folder demo-policy
+
 .PHONY: lock
 lock: ## regenerate requirements.lock from pyproject.toml, with hashes and without addresses
-	$(VENV)/bin/uv pip compile pyproject.toml --extra virtual --extra dev --generate-hashes --no-header \
+	$(VENV)/bin/uv pip compile pyproject.toml --extra virtual --extra openvino --extra dev --generate-hashes --no-header \
 		--universal --python-version 3.12 -o requirements.lock
 
 .PHONY: clean
