@@ -70,7 +70,12 @@ def test_the_only_running_agent_is_found_without_being_named(cli: Cli, short_dir
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (Refused("Not possible in mode idle: parked.", "Start with `so-agent teleop start` or `so-agent task start`."), Exit.REFUSED),
+        (
+            Refused(
+                "Not possible in mode idle: parked.", "Start with `so-agent teleop start` or `so-agent task start`."
+            ),
+            Exit.REFUSED,
+        ),
         (EstopLatched("The emergency stop is latched.", "Run `so-agent reset`."), Exit.REFUSED),
         (DeviceFault("No servo answers.", "Is the arm's power supply on?"), Exit.DEVICE_FAULT),
     ],
