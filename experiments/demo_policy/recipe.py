@@ -50,10 +50,10 @@ class Recipe:
     pretrain_steps: int = 3_000
     pretrain_batch: int = 64
     pretrain_rate: float = 1.5e-3
-    train_steps: int = 1_800
+    train_steps: int = 3_000
     train_batch: int = 32
     train_rate: float = 1.5e-3
-    evaluate_every: int = 450
+    evaluate_every: int = 500
     evaluate_starts: int = 20
     final_starts: int = 100
     save_every_s: float = 30.0
