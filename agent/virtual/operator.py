@@ -30,6 +30,7 @@ STAND_OFF_M: Final = 0.045  # where a push begins, behind the cube
 GRASP_M: Final = 0.022
 APPROACH_M: Final = 0.05  # the height from which a single reach comes down
 PASSING_M: Final = 0.02  # lower than this between two places the hand is lifted first
+BESIDE_M: Final = 0.05  # but not when it is as near as this: then it just goes there
 LONGEST_PUSH_M: Final = 0.16  # further than this a cube tends to slip off a finger that is 14 mm wide
 OPEN_PCT: Final = 50.0
 CLOSED_PCT: Final = 2.0
@@ -183,13 +184,16 @@ class Operator:
         self.paused = False
 
     def _way_to(self, disc: str, start: Joints) -> tuple[Joints, ...]:
-        """Over the disc and down; a hand that would sweep the table on the way there is lifted first."""
+        """Over the disc and down; a hand that would sweep the table on the way there is lifted first. From beside the
+        disc straight to its middle: a person corrects a touch that is a little off without starting over."""
         x, y, _ = self._dynamics.objects()[disc]
         kinematics = self._reaching
         down = kinematics.line((x, y, APPROACH_M), (x, y, TOUCH_M))
+        here = kinematics.forward(start)
+        if down and math.dist(here, (x, y, TOUCH_M)) < BESIDE_M and _lowest_between(kinematics, start, down[-1]) > 0:
+            return down[-1:]
         if not down or _lowest_between(kinematics, start, down[0]) >= PASSING_M:
             return down
-        here = kinematics.forward(start)
         lifted = kinematics.reach((here[0], here[1], HOVER_M))
         return (lifted, *down) if lifted and _lowest_between(kinematics, start, lifted) > 0 else ()
 

@@ -82,7 +82,12 @@ class Recording:
         station = self._station
         station.inject(scene={"seed": plan.scene_seed})
         if plan.start is not None:
-            station.inject(operator={"pose": plan.start})
+            try:
+                station.inject(operator={"pose": plan.start})
+            except BadInput:  # not straight from here
+                station.inject(operator={"pose": READY})
+                station.wait_for_hand()
+                station.inject(operator={"pose": plan.start})
             station.wait_for_hand()
         time.sleep(SETTLE_S)  # the follower comes to rest where the leader is; a cube that touches the hand jumps
         lies = station.state()["objects"]

@@ -229,6 +229,16 @@ def test_the_hand_reaches_for_a_disc_from_wherever_it_is_and_stays_there() -> No
             assert operator.doing == "waiting"
             assert math.dist(kinematics.forward(leader.joints_deg())[:2], dynamics.objects()[disc][:2]) < 0.002
             assert lowest > 0
+        # A touch that is a little off is corrected without starting over.
+        x, y, _ = dynamics.objects()["blue disc"]
+        dynamics.place({"blue disc": Pose2(x + 0.02, y)})
+        operator.reach("blue disc")
+        highest = 0.0
+        for _ in range(round(3 / DT_S)):
+            operator.step(DT_S)
+            highest = max(highest, kinematics.forward(leader.joints_deg())[2])
+        assert math.dist(kinematics.forward(leader.joints_deg())[:2], (x + 0.02, y)) < 0.002
+        assert highest < 0.02
         with pytest.raises(BadInput, match="no 'red disc'"):
             operator.reach("red disc")
         dynamics.place({"blue disc": Pose2(0.6, 0.0)})
