@@ -15,7 +15,7 @@ from experiments.demo_policy.plan import FIRST_UNSEEN, Planner
 from experiments.demo_policy.recipe import CHUNK, CONTROL_HZ, DISCS, NEAR_M, task_text
 from experiments.demo_policy.simulator import Image, Simulator
 
-LONGEST_S: Final = 5.0
+LONGEST_S: Final = 6.0
 REPLAN_TICKS: Final = 8
 LATE_TICKS: Final = 2  # from the pictures to the first action of the chunk made from them
 RESTS_TICKS: Final = 10  # within NEAR_M of a disc's middle for this long: that disc was chosen

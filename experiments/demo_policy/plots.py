@@ -33,7 +33,7 @@ def plot_training(file: Path, curve: list[dict[str, float]], successes: list[dic
     left.set(xlabel="step", ylabel="flow-matching loss", yscale="log", title="Policy on recorded episodes")
     steps = [point["step"] for point in successes]
     right.plot(steps, [100 * point["success"] for point in successes], "o-", label="the named disc")
-    right.plot(steps, [100 * point["stays"] for point in successes], "^:", label="and there after 5 s")
+    right.plot(steps, [100 * point["stays"] for point in successes], "^:", label="and there after 6 s")
     right.plot(steps, [100 * point["other"] for point in successes], "s--", label="the other disc")
     right.set(xlabel="step", ylabel="reached within 2 cm, %", ylim=(-3, 103), title="Unseen starts, simulator")
     right.legend()

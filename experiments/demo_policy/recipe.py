@@ -45,7 +45,7 @@ class Recipe:
 
     seed: int = 0
     network: Network = Network()
-    episodes: int = 330
+    episodes: int = 450
     renders: int = 12_000
     pretrain_steps: int = 3_000
     pretrain_batch: int = 64

@@ -14,7 +14,7 @@ from agent.clock import NS_PER_S
 from agent.config import StationConfig
 from agent.errors import DeviceFault, EstopLatched, Refused
 from agent.messages import ArmDrive, ArmEstop, ArmQuery, ArmReset, Chunk, Drive, Execution, Joints, Source, Tick, encode
-from agent.robot.execution import FIRST_CHUNK_S, MAX_CHUNK_BYTES, UNREADABLE, Executor
+from agent.robot.execution import FIRST_CHUNK_S, MAX_CHUNK_BYTES, NO_CHUNK, Executor
 from agent.transport import endpoint
 from tests.arm.bench import SLOW_STEP_DEG, Bench, Nursery, biggest_difference, running
 
@@ -223,7 +223,7 @@ def test_what_is_no_chunk_of_this_task_is_counted_and_dropped(station: Station) 
     policy.send_raw(good, b"and a payload")
     bench.wait(lambda report: report.execution is not None and sum(report.execution.dropped.values()) >= 12, 3)
     execution = station.execution()
-    assert execution.dropped == {"other generation": 2, "malformed": 3, UNREADABLE: 7}
+    assert execution.dropped == {"other generation": 2, "malformed": 3, NO_CHUNK: 7}
     assert execution.chunks == 0
     assert biggest_difference(bench.follower.joints_deg(), POSE) < 0.2
     assert all(tick.source is Source.HOLD for tick in bench.wait_for_ticks(5))

@@ -144,11 +144,14 @@ def test_a_policy_process_that_hangs_is_started_again_and_the_arm_holds(station:
 def test_the_arm_holds_when_the_policy_process_is_killed_or_stopped(station: LiveStation, number: int) -> None:
     start(station, "go 18")
     reaches(station, 18)
-    os.kill(station.child_pid("policy"), number)
-    station.wait_mode("hold", timeout_s=HOLD_S)
-    stays(station)
-    if number == signal.SIGSTOP:
-        os.kill(station.child_pid("policy"), signal.SIGKILL)  # the supervisor would do it in some seconds
+    pid = station.child_pid("policy")
+    os.kill(pid, number)
+    try:
+        station.wait_mode("hold", timeout_s=HOLD_S)
+        stays(station)
+    finally:
+        if number == signal.SIGSTOP:
+            os.kill(pid, signal.SIGKILL)  # the supervisor would do it in some seconds
 
 
 def test_running_out_of_memory_ends_the_process_and_nothing_else(station: LiveStation) -> None:
