@@ -156,20 +156,20 @@ class Demo:
         console = Console()
         table = Table(title="Recorded", title_justify="left")
         for name in ("episode", "task", "source", "frames", "rate", "dropped ticks", "repeated frames"):
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="left" if name in ("task", "source") else "right")
         for about in self._episodes():
             table.add_row(
                 str(about["episode"]),
                 str(about["task"]),
                 str(about["source"]),
                 str(about["frames"]),
-                f"{about['rate_hz']:.3f} Hz",
+                f"{about['rate_hz']:.3f}",
                 str(sum(gap["missing"] for gap in about["gaps"])),
                 ", ".join(f"{name} {camera['repeats']}" for name, camera in about["cameras"].items()),
             )
         console.print(table)
         if self._tasks:
-            console.print(demo_task.table(self._tasks))
+            console.print(demo_task.render(self._tasks))
         if self._timing:
             console.print(
                 f"Period error of the control loop: p50 {self._timing['period_error_p50_ms']:.2f} ms, "

@@ -12,8 +12,9 @@ from agent.errors import BadInput, Refused
 from tests.station.live import LiveStation, wait_for
 
 ARRIVED_DEG = 2.0
-HOLD_S = 4.0
-"""A chunk covers 1.7 s, starving may last 1 s (this station's starve_stop_s), and a busy machine is slow."""
+HOLD_S = 8.0
+"""A chunk covers 1.7 s, starving may last 1 s (this station's starve_stop_s); tests/arm measures those. The rest is for
+a busy machine."""
 
 
 def start(station: LiveStation, task: str, **more: Any) -> dict[str, Any]:
