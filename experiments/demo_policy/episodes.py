@@ -17,7 +17,9 @@ MOVES_DEG: Final = 0.4
 """Rows before the leader has moved this far are left out: they would teach the policy to wait."""
 
 ROWS_BEFORE: Final = 1
-ROWS_AT_REST: Final = 20  # kept after the last movement, at most
+ROWS_AT_REST: Final = 5
+"""Kept after the last movement, at most. At rest the goal is where the joints are; a policy that sees much of that
+learns to copy its joints, and then creeps off the disc instead of returning to it."""
 
 
 class Episodes(NamedTuple):
@@ -47,7 +49,7 @@ def load(dataset: Path, image_px: int, cache: Path, progress: Callable[[int, int
     from agent.robot.recording.index import DatasetIndex
 
     count = DatasetIndex(dataset).count()
-    file = cache / f"episodes-{count}-{image_px}.npz"
+    file = cache / f"episodes-{count}-{image_px}-{ROWS_AT_REST}.npz"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         parts = []

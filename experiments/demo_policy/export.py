@@ -1,11 +1,13 @@
 """The policy as lerobot's checkpoint folder, with its VLM folder beside it. It holds nothing that could run."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
@@ -33,6 +35,23 @@ def export(folder: Path, policy: SmolVLAPolicy, vlm: Path, statistics: dict[str,
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     return folder
+
+
+def load(folder: Path) -> tuple[SmolVLAPolicy, tuple[Any, Any]]:
+    """What was exported, as anybody would load it: the policy and its processors."""
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.vlm_model_name = str(folder / VLM)
+    policy = SmolVLAPolicy.from_pretrained(folder, config=config, strict=True)
+    overrides = {
+        "tokenizer_processor": {"tokenizer_name": str(folder / VLM)},
+        "device_processor": {"device": "cpu"},
+    }
+    return policy, make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hex digits of the weights' SHA-256."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def _placed(value: Any, vlm: str) -> Any:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments.demo_policy import episodes, network, plots, renders
 from experiments.demo_policy.evaluate import Control, Evaluation
-from experiments.demo_policy.export import export, processors
+from experiments.demo_policy.export import export, fingerprint, load, processors
 from experiments.demo_policy.pretrain import Pretraining
 from experiments.demo_policy.recipe import Recipe
 from experiments.demo_policy.record import record
@@ -48,7 +48,7 @@ class Stages:
 
     def train(self) -> None:
         """The policy, with a look at its success now and then, and its checkpoint."""
-        training, rows = self._training(pretrained=True)
+        training, rows = self._training()
         with Simulator(self.recipe.network.image_px) as simulator:
             evaluation = Evaluation(simulator, processors(training.average, self._vlm, rows.statistics()))
 
@@ -62,17 +62,18 @@ class Stages:
         self._say("train", f"checkpoint in {self.folder / 'policy'}")
 
     def evaluate(self) -> None:
-        """The table: as trained and with something taken away, each on the same unseen starts."""
-        training, rows = self._training(pretrained=False)
+        """The table: as trained and with something taken away, each on the same unseen starts, from the checkpoint."""
+        policy, parts = load(self.folder / "policy")
         file = self.folder / "evaluation.json"
         results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        if results.get("step") != training.step:
-            results = {"step": training.step}
+        weights = fingerprint(self.folder / "policy")
+        if results.get("weights") != weights:
+            results = {"weights": weights}
         with Simulator(self.recipe.network.image_px) as simulator:
-            evaluation = Evaluation(simulator, processors(training.average, self._vlm, rows.statistics()))
             for control in Control:
                 if control.value not in results:
-                    results[control.value] = evaluation.run(training.average, self.recipe.final_starts, control)
+                    evaluation = Evaluation(simulator, parts)  # anew: a start may depend on the one before
+                    results[control.value] = evaluation.run(policy, self.recipe.final_starts, control)
                     file.write_text(json.dumps(results, indent=2) + "\n")
                 self._say("evaluate", control.value, _with_interval(results[control.value]))
 
@@ -89,13 +90,12 @@ class Stages:
             network.write_vlm(self._vlm, self.recipe.network)
         return network.build(self._vlm, self.recipe.network, self.recipe.seed)
 
-    def _training(self, *, pretrained: bool) -> tuple[Training, episodes.Episodes]:
+    def _training(self) -> tuple[Training, episodes.Episodes]:
         dataset = self.folder / "station" / "datasets" / "reach"
         px = self.recipe.network.image_px
         rows = episodes.load(dataset, px, self.folder / "cache", lambda *done: self._say("decode", *done))
         policy = self._policy()
-        if pretrained:
-            network.load_tower(policy, self._pretrained)
+        network.load_tower(policy, self._pretrained)
         file = self.folder / "trained.safetensors"
         return Training(policy, rows, self._vlm, self.recipe, file), rows
 
