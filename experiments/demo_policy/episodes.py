@@ -17,9 +17,9 @@ MOVES_DEG: Final = 0.4
 """Rows before the leader has moved this far are left out: they would teach the policy to wait."""
 
 ROWS_BEFORE: Final = 1
-ROWS_AT_REST: Final = 5
-"""Kept after the last movement, at most. At rest the goal is where the joints are; a policy that sees much of that
-learns to copy its joints, and then creeps off the disc instead of returning to it."""
+ROWS_AT_REST: Final = 12
+"""Kept after the last movement, at most. At rest the goal is where the joints are: a policy that sees much of that
+learns to copy its joints and creeps off the disc; one that sees little trusts its eyes alone."""
 
 
 class Episodes(NamedTuple):

@@ -45,12 +45,12 @@ class Recipe:
 
     seed: int = 0
     network: Network = Network()
-    episodes: int = 450
-    renders: int = 12_000
-    pretrain_steps: int = 3_000
+    episodes: int = 530
+    renders: int = 24_000
+    pretrain_steps: int = 10_000
     pretrain_batch: int = 64
     pretrain_rate: float = 1.5e-3
-    train_steps: int = 3_000
+    train_steps: int = 4_000
     train_batch: int = 32
     train_rate: float = 1.5e-3
     evaluate_every: int = 500

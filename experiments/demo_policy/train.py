@@ -22,7 +22,7 @@ from experiments.demo_policy.recipe import CAMERAS, Recipe
 
 EMBED_BATCH: Final = 128
 REPORT_STEPS: Final = 100
-STATE_NOISE: Final = 0.15
+STATE_NOISE: Final = 0.1
 """At most, of a standard deviation. A closed loop brings states that no episode holds; what was right there is still
 right a few degrees beside it. Without, a fingertip that comes down a centimetre off its disc takes it for a disc that
 it has to leave, and lifts."""
