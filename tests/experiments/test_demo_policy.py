@@ -13,7 +13,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, resize_with
 
 from agent.virtual.scene import Pose2
 from experiments.demo_policy import network, renders
-from experiments.demo_policy.episodes import Episodes, moving, shrink
+from experiments.demo_policy.episodes import ROWS_AT_REST, Episodes, moving, shrink
 from experiments.demo_policy.evaluate import Control, Evaluation
 from experiments.demo_policy.export import export, load, processors
 from experiments.demo_policy.plan import FIRST_UNSEEN, Planner
@@ -79,7 +79,8 @@ def test_waiting_before_a_reach_is_left_out_and_some_rest_after_it_is_kept() -> 
     actions[60:, 1] = 40
     kept = moving(actions)
     assert 18 <= kept.start <= 20
-    assert 60 <= kept.stop <= 70
+    assert kept.stop == 59 + ROWS_AT_REST
+    assert ROWS_AT_REST < 20
 
 
 def test_a_chunk_holds_the_last_action_of_its_episode_and_never_shows_the_next_one(rows: Episodes) -> None:
