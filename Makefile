@@ -76,7 +76,7 @@ train-demo-policy: rendering ## record, learn and pack the demo policy again: ab
 
 .PHONY: lock
 lock: ## regenerate requirements.lock from pyproject.toml, with hashes and without addresses
-	$(VENV)/bin/uv pip compile pyproject.toml --extra virtual --extra openvino --extra dev --generate-hashes --no-header \
+	$(VENV)/bin/uv pip compile pyproject.toml --extra virtual --extra openvino --extra simulation --extra docs --extra dev --generate-hashes --no-header \
 		--universal --python-version 3.12 -o requirements.lock
 
 .PHONY: clean

@@ -110,6 +110,8 @@ class Recording(_Model):
 
 PORT_MAX = 65535
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 def _with_a_port(address: str) -> str:
     """zmq takes the remainder of a larger one, without a word."""
@@ -155,6 +157,73 @@ class Policy(_Model):
         return self
 
 
+class Tls(_Model):
+    """Certificate chain and private key, both PEM."""
+
+    cert: UserPath
+    key: UserPath
+
+
+class Http(_Model):
+    """The operator page and the HTTP API. Off unless this section is there; `{}` serves loopback only."""
+
+    host: str = "127.0.0.1"  # another address needs tls, and people a token from `so-agent token`
+    port: Annotated[int, Field(ge=1, le=PORT_MAX)] = 8642
+    names: tuple[str, ...] = ()  # host names and addresses under which the page may be opened, besides loopback
+    tls: Tls | None = None
+    preview_fps: Annotated[float, Field(gt=0, le=10)] = 5.0
+    preview_width: Annotated[int, Field(ge=64, le=1280)] = 480
+    lease_s: Annotated[float, Field(ge=0.3, le=10)] = 0.4  # control that is not renewed for this long ends in HOLD
+
+    @model_validator(mode="after")
+    def _a_network_needs_tls(self) -> Self:
+        if self.host not in LOOPBACK and self.tls is None:
+            raise ValueError(f"http.host {self.host} is reachable by others: http.tls must be given")
+        return self
+
+
+class MqttTls(_Model):
+    ca: UserPath
+    cert: UserPath | None = None  # with key: the station proves who it is
+    key: UserPath | None = None
+
+
+class Mqtt(_Model):
+    """The broker of a fleet or of a home. Off unless this section is there."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=PORT_MAX)] = 8883
+    tls: MqttTls | None = None  # must be given unless the broker is on this machine
+    username: str | None = None
+    password_file: UserPath | None = None
+    telemetry_hz: Annotated[float, Field(ge=0, le=10)] = 1.0
+    commands: bool = True  # False: only publishes
+    home_assistant: bool = False  # announce the station to Home Assistant
+
+    @model_validator(mode="after")
+    def _a_network_needs_tls(self) -> Self:
+        if self.host not in LOOPBACK and self.tls is None:
+            raise ValueError(f"mqtt.host {self.host} is another machine: mqtt.tls must be given")
+        return self
+
+
+class Federation(_Model):
+    """When this station may learn with others. Whether it does: `so-agent fl enroll` and `so-agent fl consent`."""
+
+    idle_min: Annotated[float, Field(ge=0)] = 10.0  # minutes in which nobody wanted the arm
+    hours: tuple[Annotated[str, Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$")], ...] = ()  # local time; none: always
+    min_free_memory_gb: Annotated[float, Field(ge=0)] = 3.0
+    min_free_disk_gb: Annotated[float, Field(ge=0)] = 5.0
+    max_servo_c: Annotated[float, Field(ge=20, le=80)] = 50.0
+    memory_max_gb: Annotated[float, Field(gt=0)] | None = None  # of everything federated; None: half of the machine's
+    reply_within_s: Annotated[float, Field(ge=0, le=300)] = 30.0  # for partial work, when the arm is needed
+    apps: tuple[
+        Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...
+    ] = ()  # SHA-256 of apps that may run, besides ours
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share of episodes that is never learnt from
+    max_worse: Annotated[float, Field(ge=0, le=1)] = 0.02  # a candidate whose held-out loss is worse by more is refused
+
+
 class Logging(_Model):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"  # auto: console on a terminal, else JSON
@@ -187,6 +256,9 @@ class StationConfig(BaseSettings):
     cameras: dict[Name, Camera] = {}
     recording: Recording = Recording()
     policy: Policy = Policy()
+    federation: Federation = Federation()
+    http: Http | None = None
+    mqtt: Mqtt | None = None
     logging: Logging = Logging()
 
     @model_validator(mode="before")
@@ -282,6 +354,9 @@ class Paths:
         self.policy_in_use = self.state / "policy.json"
         self.policy_pub = self.run / "policy.pub"
         self.policy_ctl = self.run / "policy.ctl"
+        self.federation = self.state / "federation"  # enrolment, keys, consent, what flwr keeps
+        self.access = self.state / "access"  # hashes of tokens, never the tokens
+        self.mqtt_seen = self.state / "mqtt-seen.json"  # commands that must not be carried out twice
         self.virtual_ctl = self.run / "virtual.sock"
 
     def camera_pub(self, name: str) -> Path:
