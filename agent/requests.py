@@ -22,6 +22,17 @@ def episode(args: dict[str, Any]) -> int:
     return episode
 
 
+def events(args: dict[str, Any]) -> tuple[int, bool]:
+    """After which event, and whether to wait for more."""
+    since, follow = args.pop("since", None), args.pop("follow", False)
+    only(args)
+    if since is not None and (not isinstance(since, int) or isinstance(since, bool) or since < 0):
+        raise BadInput(f"since must be the number of an event, or null for all; found {since!r}.")
+    if not isinstance(follow, bool):
+        raise BadInput(f"follow must be true or false; found {follow!r}.")
+    return since or 0, follow
+
+
 def recording(args: dict[str, Any], config: StationConfig) -> Plan:
     task = check_task(str(args.pop("task", "")))
     episodes = args.pop("episodes", 1)

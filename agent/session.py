@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from agent.errors import AgentError, Refused
+from agent.events import EventKind, EventLog
 from agent.messages import (
     DiscardEpisode,
     EpisodeResult,
@@ -45,12 +47,13 @@ type AskRecorder = Callable[[StartEpisode | FinishEpisode | DiscardEpisode], Awa
 class Session:
     """Runs a plan against the recorder. The station feeds it every recorder report through `heard`."""
 
-    def __init__(self, plan: Plan, ask: AskRecorder) -> None:
+    def __init__(self, plan: Plan, ask: AskRecorder, events: EventLog) -> None:
         self.plan = plan
         self.phase = Phase.EPISODE
         self.done: list[EpisodeResult] = []
         self.problem = ""
         self._ask = ask
+        self._events = events
         self._report: RecorderReport | None = None
         self._changed = asyncio.Condition()
         self._again = False
@@ -61,6 +64,9 @@ class Session:
     async def start(self) -> None:
         """Start the first episode; raises what the recorder answers. The rest goes on by itself."""
         await self._begin()
+        self._events.publish(
+            EventKind.RECORDING, f"Recording {self.plan.task!r} began.", began=True, **dataclasses.asdict(self.plan)
+        )
         self._task = asyncio.create_task(self._run(), name="recording session")
 
     @property
@@ -87,17 +93,7 @@ class Session:
         return {
             "task": self.plan.task,
             "problem": self.problem,
-            "results": [
-                {
-                    "episode": result.episode,
-                    "frames": result.frames,
-                    "outcome": result.outcome,
-                    "reason": result.reason,
-                    "repeats": result.repeats,
-                    "stop_to_readable_s": result.stop_to_readable_s,
-                }
-                for result in self.done
-            ],
+            "results": [_told(result) for result in self.done],
         }
 
     async def heard(self, report: RecorderReport) -> None:
@@ -146,6 +142,7 @@ class Session:
                     "episode ended", task=self.plan.task, outcome=result.outcome, episode=result.episode,
                     frames=result.frames, reason=result.reason,
                 )  # fmt: skip
+                self._events.publish(EventKind.EPISODE, _sentence(result), **_told(result))
                 if self._again:
                     self._again = False
                 else:
@@ -161,6 +158,11 @@ class Session:
         except AgentError as error:
             self.problem = str(error)
             logger.error("recording session ended early", problem=self.problem)
+        finally:
+            ended = f"ended early: {self.problem}" if self.problem else "ended."
+            self._events.publish(
+                EventKind.RECORDING, f"Recording {self.plan.task!r} {ended}", began=False, **self.summary()
+            )
 
     async def _episode_end(self) -> EpisodeResult:
         """Wait until the recorder is ready again; what became of the episode."""
@@ -174,3 +176,19 @@ class Session:
     def _ended(self) -> bool:
         report = self._report
         return report is not None and report.at_ns > self._running_since_ns and report.state is RecorderState.READY
+
+
+def _told(result: EpisodeResult) -> dict[str, Any]:
+    return {
+        "episode": result.episode,
+        "frames": result.frames,
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "repeats": result.repeats,
+        "stop_to_readable_s": result.stop_to_readable_s,
+    }
+
+
+def _sentence(result: EpisodeResult) -> str:
+    which = "An episode" if result.episode is None else f"Episode {result.episode}"
+    return f"{which} of {result.task!r} was {result.outcome}{f': {result.reason}' if result.reason else ''}."

@@ -11,6 +11,7 @@ from agent import __version__, requests, status
 from agent.clock import Clock, nanoseconds, seconds
 from agent.config import Paths, StationConfig
 from agent.errors import AgentError, BadInput, DeviceFault, NotRunning, Refused
+from agent.events import EventKind, EventLog
 from agent.messages import (
     ArmCommand,
     ArmDrive,
@@ -79,6 +80,9 @@ RECORD_PATIENCE_S: Final = 2.0
 
 RETRY_S: Final = 0.1
 
+EVENTS_BEAT_S: Final = 2.0
+"""A line at least this often to those who follow events: they see that the agent lives, it sees that they do."""
+
 CAMERA_REPORTS: Final = topic(CameraReport("", 0, 0, CameraState.CONNECTING))
 """The daemon reads the cameras' reports; the frames beside them are not even sent to it."""
 
@@ -95,6 +99,7 @@ class Station:
         self.paths: Paths = config.paths
         self._clock = clock
         self._started_ns = clock.now_ns()
+        self.events = EventLog(clock)
         self.machine = ModeMachine(clock, self._log_transition)
         self.arm: ArmReport | None = None
         self.tick: Tick | None = None
@@ -117,6 +122,7 @@ class Station:
         self.supervisor = Supervisor(config, self._specs(), clock, self._child_down, self._child_failed)
         self._verbs: dict[str, Callable[[dict[str, Any], Progress], Awaitable[dict[str, Any]]]] = {
             "status": self._status_verb,
+            "events": self._events_verb,
             "teleop.start": self._teleop_start,
             "teleop.stop": self._teleop_stop,
             "task.start": self._task_start,
@@ -208,8 +214,15 @@ class Station:
         decoder = msgspec.msgpack.Decoder(RecorderReport)
         with contextlib.closing(AsyncSubscriber(self.paths.recorder_pub)) as subscriber:
             while True:
-                self.recorder = decoder.decode((await subscriber.receive())[0])
+                before, self.recorder = self.recorder, decoder.decode((await subscriber.receive())[0])
                 self.supervisor.heard("recorder")
+                if self.recorder.salvaged > (before.salvaged if before else 0):
+                    self.events.publish(
+                        EventKind.EPISODE,
+                        f"Episodes that a crash had cut short were repaired: {self.recorder.salvaged}.",
+                        outcome="salvaged",
+                        episodes=self.recorder.salvaged,
+                    )
                 if self.session is not None:
                     await self.session.heard(self.recorder)
 
@@ -217,7 +230,7 @@ class Station:
         decoder = msgspec.msgpack.Decoder(PolicyReport)
         with contextlib.closing(AsyncSubscriber(self.paths.policy_pub, topic=POLICY_REPORTS)) as subscriber:
             while True:
-                self.policy = decoder.decode((await subscriber.receive())[0])
+                self._heard_from_policy(decoder.decode((await subscriber.receive())[0]))
                 self.supervisor.heard("policy")
                 if self.task and self.task.due:
                     self._spawn(self._end_task("its time is over"))
@@ -228,7 +241,15 @@ class Station:
             while True:
                 report = decoder.decode((await subscriber.receive())[0])
                 self.supervisor.heard(f"camera-{name}")
-                self.cameras[name] = report
+                before, self.cameras[name] = self.cameras.get(name), report
+                if before is None or before.state is not report.state:
+                    self.events.publish(
+                        EventKind.CAMERA,
+                        f"Camera {name} is {report.state}{f': {report.reason}' if report.reason else ''}.",
+                        camera=name,
+                        state=report.state,
+                        reason=report.reason,
+                    )
 
     async def _stop(self) -> None:
         """Commit, park, release, in this order; each bounded, each logged when it fails."""
@@ -306,7 +327,22 @@ class Station:
             case Drive.ESTOP:
                 return Mode.ESTOP
 
+    def _heard_from_policy(self, report: PolicyReport) -> None:
+        before, self.policy = self.policy, report
+        if before and before.at_ns > report.at_ns:
+            self.policy = before  # published before a command was answered, delivered after the answer
+        elif _notable(report) != (_notable(before) if before else (PolicyState.EMPTY, None)):
+            self.events.publish(
+                EventKind.POLICY,
+                f"Policy {report.policy or '-'} is {report.state}{f': {report.reason}' if report.reason else ''}.",
+                policy=report.policy,
+                hash=report.hash,
+                state=report.state,
+                reason=report.reason,
+            )
+
     def _child_down(self, name: str, why: str) -> None:
+        self.events.publish(EventKind.CHILD, f"The process {name} ended: {why}.", child=name, how=why, given_up=False)
         if name == "arm":
             self.arm = None
             if self.machine.allows(Mode.FAULT):
@@ -321,6 +357,7 @@ class Station:
             self.cameras.pop(name.removeprefix("camera-"), None)
 
     def _child_failed(self, name: str, why: str) -> None:
+        self.events.publish(EventKind.CHILD, f"Given up: {why}.", child=name, how=why, given_up=True)
         if self.machine.mode is Mode.FAULT or self.machine.allows(Mode.FAULT):
             self.machine.to(Mode.FAULT, f"{why}; `so-agent reset` tries again")
             self._spawn(self._hold_in_fault(why))
@@ -333,6 +370,13 @@ class Station:
 
     def _log_transition(self, transition: Transition) -> None:
         logger.info("mode", before=transition.before, after=transition.after, cause=transition.cause)
+        self.events.publish(
+            EventKind.MODE,
+            f"{transition.after.capitalize()}: {transition.cause}.",
+            before=transition.before,
+            after=transition.after,
+            cause=transition.cause,
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -360,12 +404,13 @@ class Station:
 
     async def ask_policy(self, command: PolicyCommand) -> PolicyReport:
         try:
-            self.policy = await self._policy_client.ask_async(command, POLICY_ANSWER_S)
+            report = await self._policy_client.ask_async(command, POLICY_ANSWER_S)
         except NotRunning as error:
             raise DeviceFault(
                 "The policy process does not answer.", "It is being restarted; `so-agent status` shows how it goes."
             ) from error
-        return self.policy
+        self._heard_from_policy(report)
+        return report
 
     def policy_report(self) -> PolicyReport | None:
         return self.policy
@@ -391,12 +436,35 @@ class Station:
             do = self._verbs[verb]
         except KeyError:
             raise BadInput(f"Unknown verb {verb!r}.", f"Known are: {', '.join(self._verbs)}.") from None
-        logger.debug("request", verb=verb)
+        via = args.pop("via", None)
+        logger.debug("request", verb=verb, via=via)
         return await do(args, progress)
 
     async def _status_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         requests.only(args)
         return self.status()
+
+    async def _events_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """What is remembered since an event; with `follow`, then everything that comes, until the client hangs up."""
+        since, follow = requests.events(args)
+        listener = self.events.follow()
+        try:
+            lost, events = self.events.since(since)
+            if not follow:
+                return {"events": msgspec.to_builtins(events), "last": self.events.last, "lost": lost}
+            while True:
+                if lost:
+                    await progress({"lost": lost})
+                for event in events:
+                    await progress({"event": msgspec.to_builtins(event)})
+                try:
+                    lost, event = await asyncio.wait_for(listener.next(), EVENTS_BEAT_S)
+                    events = [event]
+                except TimeoutError:
+                    lost, events = 0, []
+                    await progress({"last": self.events.last})
+        finally:
+            self.events.unfollow(listener)
 
     async def _teleop_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         requests.only(args)
@@ -419,6 +487,7 @@ class Station:
         if self.task:
             async with self._one_at_a_time:
                 await self.task.run()
+                self._publish_task(self.task, f"Task {self.task.plan.text!r} goes on.")
                 return self._mode()
         return await self._hold({}, progress, "teleop was stopped")
 
@@ -435,6 +504,7 @@ class Station:
         except AgentError:
             task.state = before
             raise
+        self._publish_task(task, f"A person took over {task.plan.text!r}: {cause}.")
 
     async def _task_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         wanted = requests.task(args, self.config)
@@ -456,6 +526,7 @@ class Station:
                 if task and self.machine.mode is Mode.EXECUTING:
                     await task.hold("the task could not be started")
                 raise
+            self._publish_task(self.task, f"Task {self.task.plan.text!r} began with the policy {wanted.policy}.")
             return {**self._mode(), "task": self.task.status()}
 
     def _require_task_possible(self) -> None:
@@ -482,8 +553,12 @@ class Station:
             with contextlib.suppress(AgentError):  # an arm that does not answer holds by itself
                 await task.hold(cause)
         self.task, self.last_task = None, {**task.status(), "over": cause}
+        self._publish_task(task, f"Task {task.plan.text!r} is over: {cause}.")
         self._spawn(task.silence(cause))  # not waited for: the arm takes nothing of it any more
         await self._end_session(cause, success)
+
+    def _publish_task(self, task: Task, text: str) -> None:
+        self.events.publish(EventKind.TASK, text, over=task.over, **task.status())
 
     def _mode(self) -> dict[str, Any]:
         return {"mode": self.machine.mode, "reason": self.machine.reason}
@@ -552,7 +627,7 @@ class Station:
     async def _begin_session(self, plan: Plan) -> Session:
         if self.session and not self.session.over:
             raise Refused(f"Already recording {self.session.plan.task!r}.", "Run `so-agent record stop` first.")
-        session = self.session = Session(plan, self._ask_recorder)
+        session = self.session = Session(plan, self._ask_recorder, self.events)
         try:
             await self._start_patiently(session)
         except AgentError:
@@ -650,3 +725,8 @@ class Station:
             "federation": None,
             "children": {name: status.child(state) for name, state in children.items()},
         }
+
+
+def _notable(report: PolicyReport) -> tuple[PolicyState, str | None]:
+    """What of a policy's report makes an event when it changes. That a task runs is told by the task itself."""
+    return (PolicyState.READY if report.state is PolicyState.RUNNING else report.state, report.policy)

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,16 @@ from agent.telemetry import logger
 
 MAX_LINE_BYTES: Final = 256 * 1024
 """Far above any request; a peer that sends more is broken."""
+
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+"""A list of a hundred thousand episodes."""
+
+EVENTS_SILENCE_S: Final = 10.0
+"""The agent says something every 2 s to those who follow its events."""
+
+RECONNECT_S: Final = 0.5
+ALIVE_S: Final = 2.0
+"""Five chances before the supervisor takes a process of a surface for hung."""
 
 type Progress = Callable[[dict[str, Any]], Awaitable[None]]
 type Handler = Callable[[str, dict[str, Any], Progress], Awaitable[dict[str, Any]]]
@@ -111,6 +121,33 @@ def _problem(error: AgentError) -> bytes:
     return json.dumps({"ok": False, "code": error.code, "message": error.message, "hint": error.hint}).encode()
 
 
+def _request(verb: str, args: dict[str, Any] | None) -> bytes:
+    return json.dumps({"verb": verb, "args": args or {}}).encode() + b"\n"
+
+
+def _result(message: dict[str, Any]) -> dict[str, Any]:
+    """What the last line of an answer holds. Raises the error that the agent reported."""
+    if message["ok"]:
+        result: dict[str, Any] = message["result"]
+        return result
+    raise from_code(message["code"], message["message"], message.get("hint", ""))
+
+
+def _silent(path: Path, timeout_s: float | None) -> NotRunning:
+    return NotRunning(
+        f"The agent on {path} did not answer within {timeout_s:g} s.",
+        "It may hang: `so-agent estop` still reaches the arm.",
+    )
+
+
+def _absent(path: Path, error: Exception) -> NotRunning:
+    return NotRunning(f"No agent answers on {path} ({error}).", "Start it with `so-agent run -c FILE`.")
+
+
+def _hung_up(path: Path) -> NotRunning:
+    return NotRunning(f"The agent on {path} hung up before it answered.", "See its log.")
+
+
 class Client:
     """Talks to a running agent; one connection a call."""
 
@@ -132,24 +169,106 @@ class Client:
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.settimeout(timeout_s)
                 peer.connect(str(self._path))
-                peer.sendall(json.dumps({"verb": verb, "args": args or {}}).encode() + b"\n")
+                peer.sendall(_request(verb, args))
                 for line in peer.makefile("rb"):
                     message = json.loads(line)
-                    if "progress" in message:
-                        if on_progress:
-                            on_progress(message["progress"])
-                        continue
-                    if message["ok"]:
-                        result: dict[str, Any] = message["result"]
-                        return result
-                    raise from_code(message["code"], message["message"], message.get("hint", ""))
+                    if "progress" not in message:
+                        return _result(message)
+                    if on_progress:
+                        on_progress(message["progress"])
         except TimeoutError as error:
-            raise NotRunning(
-                f"The agent on {self._path} did not answer within {timeout_s:g} s.",
-                "It may hang: `so-agent estop` still reaches the arm.",
-            ) from error
+            raise _silent(self._path, timeout_s) from error
         except (OSError, ValueError) as error:
-            raise NotRunning(
-                f"No agent answers on {self._path} ({error}).", "Start it with `so-agent run -c FILE`."
-            ) from error
-        raise NotRunning(f"The agent on {self._path} hung up before it answered.", "See its log.")
+            raise _absent(self._path, error) from error
+        raise _hung_up(self._path)
+
+
+class AsyncClient:
+    """`Client` for asyncio: what the processes of the surfaces talk through.
+
+    With `via` every request says which surface it came through, which makes it a remote one: it may move the arm only
+    with a lease (`agent.lease`).
+    """
+
+    def __init__(self, path: Path, via: str | None = None) -> None:
+        self._path = path
+        self._marks = {"via": via} if via else {}
+
+    async def call(
+        self,
+        verb: str,
+        args: dict[str, Any] | None = None,
+        timeout_s: float | None = 10.0,
+        on_progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """The result of one verb. `timeout_s` bounds the silence between two lines, not the whole call.
+
+        Raises NotRunning when nothing answers, or the error that the agent reported.
+        """
+        async with contextlib.aclosing(self._lines(verb, args, timeout_s)) as lines:
+            async for message in lines:
+                if "progress" not in message:
+                    return _result(message)
+                if on_progress:
+                    await on_progress(message["progress"])
+        raise _hung_up(self._path)
+
+    async def events(self, since: int = 0) -> AsyncGenerator[dict[str, Any]]:
+        """What happens at the station, for ever: `{"event": {...}}`, `{"lost": n}` before one that others were lost
+        before, `{"last": seq}` when nothing happened for a while, and `{"running": false}` once for every time that
+        the agent goes away.
+
+        After an interruption it goes on behind the last event that was given out, as soon as an agent answers.
+        """
+        gone = False
+        while True:
+            try:
+                args = {"since": since, "follow": True}
+                async with contextlib.aclosing(self._lines("events", args, EVENTS_SILENCE_S)) as lines:
+                    async for message in lines:
+                        if "progress" not in message:
+                            _result(message)
+                            break  # no agent ends this by itself
+                        told, gone = message["progress"], False
+                        if "event" in told:
+                            since = told["event"]["seq"]
+                        yield told
+            except NotRunning as error:
+                logger.debug("events interrupted", problem=error.message)
+            if not gone:
+                gone = True
+                yield {"running": False}
+            await asyncio.sleep(RECONNECT_S)
+
+    async def stay_alive(self, child: str) -> None:
+        """Tell the supervisor that this process lives, for ever. Run it on the event loop that does the work."""
+        while True:
+            # An agent that is gone ends its children; one that hangs watches nobody.
+            with contextlib.suppress(AgentError):
+                await self.call("alive", {"child": child}, timeout_s=ALIVE_S)
+            await asyncio.sleep(ALIVE_S)
+
+    async def _lines(
+        self, verb: str, args: dict[str, Any] | None, timeout_s: float | None
+    ) -> AsyncGenerator[dict[str, Any]]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_unix_connection(self._path, limit=MAX_ANSWER_BYTES)
+        except TimeoutError as error:
+            raise _silent(self._path, timeout_s) from error
+        except OSError as error:
+            raise _absent(self._path, error) from error
+        try:
+            writer.write(_request(verb, (args or {}) | self._marks))
+            while True:
+                async with asyncio.timeout(timeout_s):
+                    line = await reader.readline()
+                if not line:
+                    return
+                yield json.loads(line)
+        except TimeoutError as error:
+            raise _silent(self._path, timeout_s) from error
+        except (OSError, ValueError) as error:
+            raise _absent(self._path, error) from error
+        finally:
+            writer.close()

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from agent.clock import SystemClock
 from agent.errors import Refused
+from agent.events import EventKind, EventLog
 from agent.messages import (
     DiscardEpisode,
     EpisodeResult,
@@ -22,6 +24,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.session: Session
+        self.events = EventLog(SystemClock())
         self.asked: list[Any] = []
         self.now = 0
         self.committed = 0
@@ -60,7 +63,7 @@ def recorder() -> Recorder:
 
 
 async def start(recorder: Recorder, **plan: Any) -> Session:
-    session = Session(Plan(**({"task": "t", "reset_s": 0.0} | plan)), recorder.ask)
+    session = Session(Plan(**({"task": "t", "reset_s": 0.0} | plan)), recorder.ask, recorder.events)
     recorder.session = session
     await session.start()
     return session
@@ -75,6 +78,10 @@ async def test_a_plan_of_three_episodes_records_three(recorder: Recorder) -> Non
     await session.wait()
     assert [result.episode for result in session.done] == [0, 1, 2]
     assert session.summary()["problem"] == ""
+    told = recorder.events.since(0)[1]
+    assert [event.kind for event in told] == [EventKind.RECORDING, *[EventKind.EPISODE] * 3, EventKind.RECORDING]
+    assert told[1].text == "Episode 0 of 't' was committed."
+    assert told[-1].data["began"] is False
     assert [command.max_s for command in recorder.asked] == [5.0, 5.0, 5.0]
 
 
