@@ -15,8 +15,17 @@ from agent.errors import BadInput
 VARIABLE: Final = "SO_AGENT_BRIEF"
 
 
+class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a station insists on, whatever the run asks for: the stricter of both holds. See privacy.py."""
+
+    clip: float  # the longest update that leaves, L2 norm
+    noise: float  # standard deviation of the noise, as a multiple of `clip`
+    delta: float = 1e-5
+    max_epsilon: float | None = None  # spent over all runs of this station: after it, no training leaves it
+
+
 class Brief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Paths are absolute. Only `scratch`, `candidates` and `progress` can be written by the trainer."""
+    """Paths are absolute. Only `scratch`, `candidates`, `progress` and `ledger` can be written by the trainer."""
 
     station: str
     datasets: tuple[str, ...]  # folders of LeRobotDatasets that may be learnt from: those with consent
@@ -24,9 +33,13 @@ class Brief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policies: str  # folder of bundles; the run names the one that it starts from by its hash
     flag: str  # when this file exists: stop at the next step and reply with what there is
     progress: str  # the trainer writes `Progress` here, whole, after a step, at most twice a second
-    candidates: str  # CANDIDATE/ with the arrays of a finished run
+    candidates: str  # RUN/ appears here when a run is finished: an adapter as adapter.py describes it, whole
     scratch: str  # caches and whatever else; emptied between rounds
     threads: int  # for torch
+    device: str = "cpu"  # or "cuda"
+    ledger: str = ""  # file that outlives everything: what privacy was spent; without one, no run with noise is joined
+    privacy: Privacy | None = None
+    share_statistics: bool = False  # count, mean and spread of the joints may leave, besides adapters and metrics
 
 
 class Progress(msgspec.Struct, frozen=True):
