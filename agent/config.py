@@ -174,6 +174,8 @@ class Http(_Model):
     preview_fps: Annotated[float, Field(gt=0, le=10)] = 5.0
     preview_width: Annotated[int, Field(ge=64, le=1280)] = 480
     lease_s: Annotated[float, Field(ge=0.3, le=10)] = 0.4  # control that is not renewed for this long ends in HOLD
+    login: Literal["network", "always"] = "network"  # always: people at this machine need a token, too
+    remote_reset: bool = False  # whether an e-stop may be cleared from another machine
 
     @model_validator(mode="after")
     def _a_network_needs_tls(self) -> Self:
