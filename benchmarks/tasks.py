@@ -107,9 +107,8 @@ class Bench:
     def _lerobot(self, side: str, delay_s: float, seconds: float, seed: int) -> Outcome:
         rig = self._table.rig
         run = LerobotRun(
-            LEROBOT[side], str(rig.file), str(rig.config.paths.policies / self._policy.name), TASK,
-            seconds + WARM_S + 1.0, delay_s,
-        )  # fmt: skip
+            LEROBOT[side], str(rig.file), str(self._policy.resolve()), TASK, seconds + WARM_S + 1.0, delay_s
+        )
         file = self._table.folder / f"run-{self._count}.json"
         file.write_text(json.dumps(asdict(run)))
         with (self._table.folder / f"run-{self._count}.log").open("wb") as log:
@@ -119,7 +118,8 @@ class Bench:
             )  # fmt: skip
         try:
             assert process.stdout  # noqa: S101 - a pipe was asked for
-            if b"begun" not in process.stdout.readline():
+            # lerobot prints lines of its own while it builds a policy.
+            if not any(b"begun" in line for line in iter(process.stdout.readline, b"")):
                 raise BenchError(f"{side} did not start:\n{Path(log.name).read_text()[-2000:]}")
             time.sleep(WARM_S)
             begin_ns = time.monotonic_ns()

@@ -229,6 +229,8 @@ def _client_and_server(run: LerobotRun) -> dict[str, Any]:
     client.control_loop(task=run.task)
     stop.set()
     clocks.inferred = results.get(timeout=SERVER_S)
+    server.terminate()  # gRPC's threads keep it
+    server.join()
     return clocks.result(first)
 
 
