@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from agent.api import local
@@ -14,11 +15,13 @@ from agent.config import StationConfig
 from agent.errors import BadInput
 from agent.station import Station
 from agent.telemetry import configure, logger
+from agent.watchdog import ServiceManager, Vitals, Watchdog
 
 
 def run(config: StationConfig) -> None:
     """Run the agent in this process until SIGTERM, SIGINT or a shutdown request."""
     configure(config.logging, process="agent")
+    faulthandler.enable()  # an agent that the watchdog ends says where it hung
     with _state_folder(config.paths.state, config.paths.lock):
         asyncio.run(_serve(config))
 
@@ -30,8 +33,30 @@ async def _serve(config: StationConfig) -> None:
         loop.add_signal_handler(number, station.stop_requested.set)
     async with local.serve(config.paths.agent_socket, station.handle):
         logger.info("agent started", station=config.station, socket=str(config.paths.agent_socket), pid=os.getpid())
-        await station.run()
+        async with _watched(station):
+            await station.run()
     logger.info("agent stopped")
+
+
+@contextlib.asynccontextmanager
+async def _watched(station: Station) -> AsyncIterator[None]:
+    """The service manager is told how the station is. Should this end early, its watchdog is not fed any more."""
+    watchdog = Watchdog(ServiceManager.from_environment(), SystemClock())
+    task = asyncio.create_task(watchdog.run(lambda: _vitals(station)), name="watchdog")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _vitals(station: Station) -> Vitals:
+    return Vitals(
+        station.machine.mode,
+        station.machine.reason,
+        progress=station.tick and (station.tick.seq, station.tick.due_ns),
+        given_up=station.supervisor.children["arm"].failed,
+    )
 
 
 @contextlib.contextmanager
