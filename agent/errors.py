@@ -65,6 +65,12 @@ class Refused(Fatal):
     code = "refused"
 
 
+class NoControl(Refused):
+    """Moving the arm from a distance needs a lease, which is over or somebody else's."""
+
+    code = "no-control"
+
+
 class NotRunning(Transient):
     """Nothing answers on the agent's socket."""
 
@@ -100,6 +106,7 @@ FAMILY: dict[str, type[AgentError]] = {
         Safety,
         BadInput,
         Refused,
+        NoControl,
         NotRunning,
         DeviceFault,
         BadPrediction,

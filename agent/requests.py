@@ -1,5 +1,7 @@
 """What the arguments of a request mean. A mistake becomes BadInput; what is used is taken out of `args`."""
 
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from agent.config import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, StationConfig, check_task
@@ -8,6 +10,33 @@ from agent.inference.library import Library
 from agent.messages import EpisodeSource
 from agent.session import Plan
 from agent.task import TaskPlan
+
+type Progress = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request for one verb: what is wanted, and who wants it."""
+
+    args: dict[str, Any]
+    progress: Progress
+    via: str | None = None  # the surface it came through; None: this machine's own command line
+    token: str | None = None  # of the lease it is made with
+
+    @property
+    def remote(self) -> bool:
+        """Whether it comes from a distance, or asks to be treated so. It may move the arm only with a lease."""
+        return self.via is not None or self.token is not None
+
+
+def origin(args: dict[str, Any], progress: Progress) -> Request:
+    """The request that these arguments are, with who makes it taken out of them."""
+    args = dict(args)
+    via, token = args.pop("via", None), args.pop("lease", None)
+    for name, value in (("via", via), ("lease", token)):
+        if value is not None and not isinstance(value, str):
+            raise BadInput(f"{name} must be a text; found {value!r}.")
+    return Request(args, progress, via, token)
 
 
 def only(args: dict[str, Any]) -> None:
@@ -31,6 +60,27 @@ def events(args: dict[str, Any]) -> tuple[int, bool]:
     if not isinstance(follow, bool):
         raise BadInput(f"follow must be true or false; found {follow!r}.")
     return since or 0, follow
+
+
+def lease(args: dict[str, Any]) -> tuple[str, float, bool]:
+    """Who wants control, for how long without a renewal, and whether from whoever has it."""
+    owner, ttl_s, take_over = args.pop("owner", None), args.pop("ttl_s", None), args.pop("take_over", False)
+    only(args)
+    if not isinstance(owner, str):
+        raise BadInput(f"owner must be a text that says who wants control; found {owner!r}.")
+    if not isinstance(ttl_s, int | float) or isinstance(ttl_s, bool):
+        raise BadInput(f"ttl_s must be a number of seconds; found {ttl_s!r}.")
+    if not isinstance(take_over, bool):
+        raise BadInput(f"take_over must be true or false; found {take_over!r}.")
+    return owner, float(ttl_s), take_over
+
+
+def token(args: dict[str, Any]) -> str:
+    token = args.pop("token", None)
+    only(args)
+    if not isinstance(token, str):
+        raise BadInput("token must be the text that lease.take answered.")
+    return token
 
 
 def recording(args: dict[str, Any], config: StationConfig) -> Plan:
@@ -64,6 +114,8 @@ def success(args: dict[str, Any]) -> bool | None:
 def task(args: dict[str, Any], config: StationConfig) -> TaskPlan:
     """What a `task.start` request asks for. Raises BadInput with a sentence for each thing that is wrong."""
     name, duration_s, record = args.pop("policy", None), args.pop("duration_s", None), args.pop("record", False)
+    unattended = args.pop("unattended", False)
+    only(args)
     # A recorded text becomes part of a data set, and is held to the length that those agreed on.
     text = check_task(str(args.pop("task", "")), TASK_MAX_CHARS if record else POLICY_TEXT_MAX_CHARS)
     if name is not None and not isinstance(name, str):
@@ -78,4 +130,4 @@ def task(args: dict[str, Any], config: StationConfig) -> TaskPlan:
         )
     paths = config.paths
     folder = Library(paths.policies, paths.policy_in_use).find(name)
-    return TaskPlan(text, folder.name, duration_s, bool(record))
+    return TaskPlan(text, folder.name, duration_s, bool(record), bool(unattended))

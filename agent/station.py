@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +14,7 @@ from agent.clock import Clock, nanoseconds, seconds
 from agent.config import Paths, StationConfig
 from agent.errors import AgentError, BadInput, DeviceFault, NotRunning, Refused
 from agent.events import EventKind, EventLog
+from agent.lease import Leases
 from agent.messages import (
     ArmCommand,
     ArmDrive,
@@ -38,9 +41,10 @@ from agent.messages import (
     Tick,
 )
 from agent.modes import RECORDABLE, WHAT_TO_DO, Mode, ModeMachine, Transition, steps
+from agent.requests import Progress, Request, origin
 from agent.session import PROGRESS_S, Plan, Session
 from agent.supervisor import ChildSpec, Supervisor
-from agent.task import Task, TaskState, load, require_idle_hands
+from agent.task import Task, TaskPlan, TaskState, load, require_idle_hands
 from agent.telemetry import logger
 from agent.transport import AsyncCommandClient, AsyncSubscriber, is_served, topic
 
@@ -88,7 +92,26 @@ CAMERA_REPORTS: Final = topic(CameraReport("", 0, 0, CameraState.CONNECTING))
 
 POLICY_REPORTS: Final = topic(PolicyReport(0, 0, PolicyState.EMPTY))
 
-type Progress = Callable[[dict[str, Any]], Awaitable[None]]
+GUARDED: Final = frozenset({Mode.ALIGNING, Mode.TELEOP, Mode.EXECUTING})
+"""Motion that ends when the lease does that it was begun with. An arm that is parking goes on: it comes to rest."""
+
+MOVING: Final = GUARDED | {Mode.HOMING}
+
+HOLD_AGAIN_S: Final = 0.1
+
+
+class From(StrEnum):
+    """From where a verb may be asked for."""
+
+    ANYWHERE = "anywhere"
+    LEASE = "lease"  # from a distance only with control
+    HERE = "here"  # on this machine only
+
+
+@dataclass(frozen=True)
+class Verb:
+    do: Callable[[Request], Awaitable[dict[str, Any]]]
+    origin: From = From.ANYWHERE
 
 
 class Station:
@@ -101,6 +124,7 @@ class Station:
         self._started_ns = clock.now_ns()
         self.events = EventLog(clock)
         self.machine = ModeMachine(clock, self._log_transition)
+        self.leases = Leases(clock, self._log_lease, self._lease_lost)
         self.arm: ArmReport | None = None
         self.tick: Tick | None = None
         self.cameras: dict[str, CameraReport] = {}
@@ -118,28 +142,32 @@ class Station:
         self._one_at_a_time = asyncio.Lock()
         self._background: set[asyncio.Future[Any]] = set()
         self._arm_first_heard_ns: int | None = None
+        self._holding_orphan = False
         self.stop_requested = asyncio.Event()
         self.supervisor = Supervisor(config, self._specs(), clock, self._child_down, self._child_failed)
-        self._verbs: dict[str, Callable[[dict[str, Any], Progress], Awaitable[dict[str, Any]]]] = {
-            "status": self._status_verb,
-            "events": self._events_verb,
-            "teleop.start": self._teleop_start,
-            "teleop.stop": self._teleop_stop,
-            "task.start": self._task_start,
-            "task.stop": self._task_stop,
-            "hold": self._hold,
-            "park": self._park,
-            "release": self._release,
-            "estop": self._estop,
-            "reset": self._reset,
-            "record.start": self._record_start,
-            "record.stop": self._record_stop,
-            "record.discard": self._record_discard,
-            "record.rerecord": self._record_again,
-            "episodes.list": self._episodes_list,
-            "episodes.show": self._episodes_show,
-            "episodes.mark": self._episodes_mark,
-            "shutdown": self._shutdown_verb,
+        self._verbs: dict[str, Verb] = {
+            "status": Verb(self._status_verb),
+            "events": Verb(self._events_verb),
+            "lease.take": Verb(self._lease_take),
+            "lease.renew": Verb(self._lease_renew),
+            "lease.release": Verb(self._lease_release),
+            "teleop.start": Verb(self._teleop_start, From.LEASE),
+            "teleop.stop": Verb(self._teleop_stop),
+            "task.start": Verb(self._task_start, From.LEASE),
+            "task.stop": Verb(self._task_stop),
+            "hold": Verb(self._hold),
+            "park": Verb(self._park, From.LEASE),
+            "release": Verb(self._release, From.LEASE),
+            "estop": Verb(self._estop),
+            "reset": Verb(self._reset, From.LEASE),
+            "record.start": Verb(self._record_start, From.LEASE),
+            "record.stop": Verb(self._record_stop),
+            "record.discard": Verb(self._record_discard, From.LEASE),
+            "record.rerecord": Verb(self._record_again, From.LEASE),
+            "episodes.list": Verb(self._episodes_list),
+            "episodes.show": Verb(self._episodes_show),
+            "episodes.mark": Verb(self._episodes_mark),
+            "shutdown": Verb(self._shutdown_verb, From.HERE),
         }
 
     def _specs(self) -> list[ChildSpec]:
@@ -168,6 +196,7 @@ class Station:
                 for name in self.config.cameras
             ),
             asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self.leases.watch(), name="lease"),
         ]
         stop = asyncio.create_task(self.stop_requested.wait(), name="stop requested")
         try:
@@ -377,6 +406,10 @@ class Station:
             after=transition.after,
             cause=transition.cause,
         )
+        if transition.after in GUARDED:
+            self._hold_orphan()  # what was asked for in time may begin too late
+        elif transition.before in GUARDED:
+            self.leases.begin(None)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -432,21 +465,47 @@ class Station:
 
     async def handle(self, verb: str, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Carry out one request. Raises AgentError with a sentence for the user."""
-        try:
-            do = self._verbs[verb]
-        except KeyError:
-            raise BadInput(f"Unknown verb {verb!r}.", f"Known are: {', '.join(self._verbs)}.") from None
-        via = args.pop("via", None)
-        logger.debug("request", verb=verb, via=via)
-        return await do(args, progress)
+        known = self._verbs.get(verb)
+        if known is None:
+            raise BadInput(f"Unknown verb {verb!r}.", f"Known are: {', '.join(self._verbs)}.")
+        request = origin(args, progress)
+        logger.debug("request", verb=verb, via=request.via)
+        if request.remote and known.origin is From.HERE:
+            raise Refused(f"{verb} is for the station itself.", "Run `so-agent` there.")
+        if request.remote and known.origin is From.LEASE:
+            self.leases.require(request.token)
+        return await known.do(request)
 
-    async def _status_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    @contextlib.asynccontextmanager
+    async def _commanding(self, request: Request, begins: bool = False, stops: bool = False) -> AsyncIterator[None]:
+        """While this request commands the arm. With `begins` motion begins, which ends with the request's lease; with
+        `stops` it ends, which anybody may ask for.
+
+        This machine's operator ends a lease. Whoever is at a distance must still have it: they may have waited.
+        """
+        before = self.leases.moves
+        if not request.remote:
+            self.leases.begin(None)
+            self.leases.end("the operator at the station took over")
+        elif not stops:
+            lease = self.leases.require(request.token)
+            if begins:
+                self.leases.begin(lease.token)
+        try:
+            yield
+        except BaseException:
+            self.leases.begin(before)
+            raise
+        finally:
+            self._hold_orphan()
+
+    async def _status_verb(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         return self.status()
 
-    async def _events_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    async def _events_verb(self, request: Request) -> dict[str, Any]:
         """What is remembered since an event; with `follow`, then everything that comes, until the client hangs up."""
-        since, follow = requests.events(args)
+        since, follow = requests.events(request.args)
         listener = self.events.follow()
         try:
             lost, events = self.events.since(since)
@@ -454,42 +513,80 @@ class Station:
                 return {"events": msgspec.to_builtins(events), "last": self.events.last, "lost": lost}
             while True:
                 if lost:
-                    await progress({"lost": lost})
+                    await request.progress({"lost": lost})
                 for event in events:
-                    await progress({"event": msgspec.to_builtins(event)})
+                    await request.progress({"event": msgspec.to_builtins(event)})
                 try:
                     lost, event = await asyncio.wait_for(listener.next(), EVENTS_BEAT_S)
                     events = [event]
                 except TimeoutError:
                     lost, events = 0, []
-                    await progress({"last": self.events.last})
+                    await request.progress({"last": self.events.last})
         finally:
             self.events.unfollow(listener)
 
-    async def _teleop_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    async def _lease_take(self, request: Request) -> dict[str, Any]:
+        owner, ttl_s, take_over = requests.lease(request.args)
+        lease = self.leases.take(owner, ttl_s, request.via, take_over)
+        return {"token": lease.token, "owner": lease.owner, "ttl_s": lease.ttl_s}
+
+    async def _lease_renew(self, request: Request) -> dict[str, Any]:
+        lease = self.leases.renew(requests.token(request.args))
+        return {"owner": lease.owner, "ttl_s": lease.ttl_s, **self._mode()}
+
+    async def _lease_release(self, request: Request) -> dict[str, Any]:
+        self.leases.release(requests.token(request.args))
+        return self._mode()
+
+    def _log_lease(self, text: str, data: dict[str, Any]) -> None:
+        logger.info("lease", **data)
+        self.events.publish(EventKind.LEASE, text, **data)
+
+    def _lease_lost(self, cause: str) -> None:
+        self._hold_orphan()
+
+    def _hold_orphan(self) -> None:
+        """Hold the arm when it moves for somebody who has no control any more. Not behind the lock: see `_estop`."""
+        if self.machine.mode in GUARDED and self.leases.orphaned and not self._holding_orphan:
+            self._holding_orphan = True
+            self._spawn(self._hold_until_held())
+
+    async def _hold_until_held(self) -> None:
+        try:
+            while self.machine.mode in GUARDED and (cause := self.leases.orphaned):
+                with contextlib.suppress(AgentError):  # an arm process that is being restarted holds by itself
+                    await self.ask_arm(ArmDrive(Drive.HOLD, cause))
+                    continue
+                await asyncio.sleep(HOLD_AGAIN_S)
+        finally:
+            self._holding_orphan = False
+
+    async def _teleop_start(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         if self.config.robot.leader is None:
             raise Refused("This station has no leader arm.", "Add robot.leader to the configuration.")
         async with self._one_at_a_time:
-            if self.machine.mode in (Mode.TELEOP, Mode.ALIGNING):
-                return self._mode()
-            if self.task:
-                await self._give_to_the_leader(self.task, "teleop was started")
-                return self._mode()
-            return await self._drive(Drive.ALIGN, Mode.ALIGNING, "teleop was started")
+            under_way = self.machine.mode in (Mode.TELEOP, Mode.ALIGNING)
+            async with self._commanding(request, begins=not under_way):
+                if under_way:
+                    return self._mode()
+                if self.task:
+                    await self._give_to_the_leader(self.task, "teleop was started")
+                    return self._mode()
+                return await self._drive(Drive.ALIGN, Mode.ALIGNING, "teleop was started")
 
-    async def _teleop_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    async def _teleop_stop(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         if self.machine.mode not in (Mode.TELEOP, Mode.ALIGNING):
             raise Refused(
                 f"Teleop is not running: the station is in mode {self.machine.mode}.", WHAT_TO_DO[self.machine.mode]
             )
         if self.task:
-            async with self._one_at_a_time:
+            async with self._one_at_a_time, self._commanding(request, begins=not self.task.plan.unattended):
                 await self.task.run()
                 self._publish_task(self.task, f"Task {self.task.plan.text!r} goes on.")
                 return self._mode()
-        return await self._hold({}, progress, "teleop was stopped")
+        return await self._stop_moving(request, "teleop was stopped")
 
     async def _take_over(self, cause: str) -> None:
         async with self._one_at_a_time:
@@ -506,28 +603,32 @@ class Station:
             raise
         self._publish_task(task, f"A person took over {task.plan.text!r}: {cause}.")
 
-    async def _task_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        wanted = requests.task(args, self.config)
-        requests.only(args)
+    async def _task_start(self, request: Request) -> dict[str, Any]:
+        wanted = requests.task(request.args, self.config)
+        requests.only(request.args)
         self._require_task_possible()
-        await load(wanted.policy, self, progress)  # not behind the lock: a person may want the arm meanwhile
+        await load(wanted.policy, self, request.progress)  # not behind the lock: a person may want the arm meanwhile
         async with self._one_at_a_time:
             self._require_task_possible()
-            self.task = Task(wanted, self, self.config, self._clock)
-            try:
-                await self.task.run()
-                if wanted.record:
-                    longest = self.config.recording.max_episode_s
-                    await self._begin_session(
-                        Plan(wanted.text, 1, wanted.duration_s or longest, 0.0, EpisodeSource.POLICY)
-                    )
-            except AgentError:
-                task, self.task = self.task, None
-                if task and self.machine.mode is Mode.EXECUTING:
-                    await task.hold("the task could not be started")
-                raise
-            self._publish_task(self.task, f"Task {self.task.plan.text!r} began with the policy {wanted.policy}.")
-            return {**self._mode(), "task": self.task.status()}
+            async with self._commanding(request, begins=not wanted.unattended):
+                return await self._begin_task(wanted)
+
+    async def _begin_task(self, wanted: TaskPlan) -> dict[str, Any]:
+        task = self.task = Task(wanted, self, self.config, self._clock)
+        try:
+            await task.run()
+            if wanted.record:
+                longest = self.config.recording.max_episode_s
+                await self._begin_session(Plan(wanted.text, 1, wanted.duration_s or longest, 0.0, EpisodeSource.POLICY))
+        except AgentError:
+            self.task = None
+            if self.machine.mode is Mode.EXECUTING:
+                await task.hold("the task could not be started")
+            raise
+        if task.over:  # while the recorder began
+            await self._end_session(task.over)
+        self._publish_task(task, f"Task {wanted.text!r} began with the policy {wanted.policy}.")
+        return {**self._mode(), "task": task.status()}
 
     def _require_task_possible(self) -> None:
         if self.task:
@@ -535,12 +636,13 @@ class Station:
         require_idle_hands(self.machine.mode)
         self.machine.require(Mode.EXECUTING)
 
-    async def _task_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        success = requests.success(args)
-        requests.only(args)
+    async def _task_stop(self, request: Request) -> dict[str, Any]:
+        success = requests.success(request.args)
+        requests.only(request.args)
         if self.task is None:
             raise Refused("No task is under way.", 'Start one with `so-agent task start --task "..."`.')
-        await self._end_task("task stop was asked for", success)
+        async with self._commanding(request, stops=True):
+            await self._end_task("task stop was asked for", success)
         return {**self._mode(), "task": self.last_task}
 
     async def _end_task(self, cause: str, success: bool | None = None) -> None:
@@ -563,41 +665,51 @@ class Station:
     def _mode(self) -> dict[str, Any]:
         return {"mode": self.machine.mode, "reason": self.machine.reason}
 
-    async def _hold(
-        self, args: dict[str, Any], progress: Progress, cause: str = "hold was asked for"
-    ) -> dict[str, Any]:
-        requests.only(args)
-        async with self._one_at_a_time:
+    async def _hold(self, request: Request) -> dict[str, Any]:
+        return await self._stop_moving(request, "hold was asked for")
+
+    async def _stop_moving(self, request: Request, cause: str) -> dict[str, Any]:
+        requests.only(request.args)
+        if self._one_at_a_time.locked() and self.machine.mode in MOVING:
+            # Whatever is under way may take seconds, the arm must not move for as long.
+            await self.ask_arm(ArmDrive(Drive.HOLD, cause))
+        async with self._one_at_a_time, self._commanding(request, stops=True):
             if self.machine.mode is not Mode.HOLD:
                 await self._drive(Drive.HOLD, Mode.HOLD, cause)
             await self._end_task(cause)
             await self._end_session(cause)
             return self._mode()
 
-    async def _park(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
-        async with self._one_at_a_time:
+    async def _park(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
+        async with self._one_at_a_time, self._commanding(request):
             if self.machine.mode in (Mode.TELEOP, Mode.ALIGNING, Mode.EXECUTING):
                 await self._drive(Drive.HOLD, Mode.HOLD, "park was asked for")
                 await self._end_task("park was asked for")
                 await self._end_session("park was asked for")
             return await self._drive(Drive.PARK, Mode.HOMING, "park was asked for")
 
-    async def _release(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    async def _release(self, request: Request) -> dict[str, Any]:
         """Torque off wherever the arm is. Allowed in every mode: a person can always release the arm."""
-        requests.only(args)
-        report = await self.ask_arm(ArmDrive(Drive.LIMP, "release was asked for"))
-        return {"mode": self.machine.mode, "reason": self.machine.reason, "torque_on": report.torque_on}
+        requests.only(request.args)
+        async with self._commanding(request):
+            report = await self.ask_arm(ArmDrive(Drive.LIMP, "release was asked for"))
+            return {**self._mode(), "torque_on": report.torque_on}
 
-    async def _estop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        cause = str(args.get("cause", "e-stop was pressed"))[:200]
+    async def _estop(self, request: Request) -> dict[str, Any]:
+        cause = str(request.args.get("cause", "e-stop was pressed"))[:200]
         # Not behind the lock: an e-stop waits for nobody.
         report = await self.ask_arm(ArmEstop(cause))
         return {"mode": self.machine.mode, "reason": self.machine.reason, "verified": report.estop_verified}
 
-    async def _reset(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    async def _reset(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         async with self._one_at_a_time:
+            if request.remote and self.machine.mode is Mode.ESTOP:
+                raise Refused(
+                    "An emergency stop is reset at the station only.",
+                    "Somebody there makes sure that the arm is safe, and runs `so-agent reset`.",
+                )
             failed = any(child.failed for child in self.supervisor.children.values())
             if self.machine.mode not in (Mode.ESTOP, Mode.FAULT) and not failed:
                 raise Refused(f"There is nothing to reset in mode {self.machine.mode}.")
@@ -606,9 +718,9 @@ class Station:
                 await self.ask_arm(ArmReset("reset was asked for"))
             return {"mode": self.machine.mode, "reason": self.machine.reason}
 
-    async def _record_start(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        wait = bool(args.pop("wait", False))
-        wanted = requests.recording(args, self.config)
+    async def _record_start(self, request: Request) -> dict[str, Any]:
+        wait = bool(request.args.pop("wait", False))
+        wanted = requests.recording(request.args, self.config)
         async with self._one_at_a_time:
             if self.machine.mode not in RECORDABLE:
                 raise Refused(
@@ -619,7 +731,7 @@ class Station:
         if not wait:
             return {"recording": session.status()}
         while not session.over:
-            await progress(session.status())
+            await request.progress(session.status())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.wait(), PROGRESS_S)
         return session.summary()
@@ -651,37 +763,37 @@ class Station:
             raise Refused("Nothing is being recorded.", 'Start with `so-agent record start --task "..."`.')
         return self.session
 
-    async def _record_stop(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        success = requests.success(args)
-        requests.only(args)
+    async def _record_stop(self, request: Request) -> dict[str, Any]:
+        success = requests.success(request.args)
+        requests.only(request.args)
         session = self._running_session()
         await session.stop(success)
         return session.summary()
 
-    async def _record_discard(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    async def _record_discard(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         session = self._running_session()
         await session.discard("discarded by the operator")
         return session.summary()
 
-    async def _record_again(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    async def _record_again(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         session = self._running_session()
         await session.again()
         return {"recording": session.status()}
 
-    async def _episodes_list(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    async def _episodes_list(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         return {"episodes": msgspec.to_builtins(await asyncio.to_thread(self._index().list))}
 
-    async def _episodes_show(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        episode = requests.episode(args)
-        requests.only(args)
+    async def _episodes_show(self, request: Request) -> dict[str, Any]:
+        episode = requests.episode(request.args)
+        requests.only(request.args)
         return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
 
-    async def _episodes_mark(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        episode, success = requests.episode(args), args.pop("success", None)
-        requests.only(args)
+    async def _episodes_mark(self, request: Request) -> dict[str, Any]:
+        episode, success = requests.episode(request.args), request.args.pop("success", None)
+        requests.only(request.args)
         await self._ask_recorder(MarkEpisode(episode, success))
         return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
 
@@ -690,8 +802,8 @@ class Station:
 
         return DatasetIndex(self.paths.dataset)
 
-    async def _shutdown_verb(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        requests.only(args)
+    async def _shutdown_verb(self, request: Request) -> dict[str, Any]:
+        requests.only(request.args)
         self.stop_requested.set()
         return {"mode": Mode.STOPPING}
 
@@ -709,6 +821,7 @@ class Station:
             "mode": self.machine.mode,
             "reason": self.machine.reason,
             "recording": self.session.status() if self.session and not self.session.over else None,
+            "lease": self.leases.status(),
             "task": self.task.status() if self.task else None,
             "last_task": self.last_task,
             "arm": status.plain(self.arm, without=("servos",)) if self.arm else None,

@@ -53,6 +53,7 @@ class TaskPlan:
     policy: str
     duration_s: float | None = None  # None: until stopped
     record: bool = False
+    unattended: bool = False  # goes on when whoever started it from a distance is not heard any more
 
 
 class Host(Protocol):
@@ -136,6 +137,7 @@ class Task:
             "duration_s": self.plan.duration_s,
             "interventions": self.interventions,
             "recording": self.plan.record,
+            "unattended": self.plan.unattended,
         }
 
 

@@ -1,0 +1,82 @@
+"""An arm process without an arm: answers on the real socket, and does at once what takes an arm a while."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from agent.messages import (
+    ArmCommand,
+    ArmDrive,
+    ArmEstop,
+    ArmReport,
+    ArmReset,
+    Drive,
+    Problem,
+)
+from agent.transport import CommandServer
+
+
+class FakeArm(threading.Thread):
+    """`refuse` is answered to the next drive command. `held` is set when it was asked to hold, at `held_at_ns`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._server: CommandServer[Any] = CommandServer(path, ArmCommand)
+        self._ending = threading.Event()
+        self.drive = Drive.LIMP
+        self.reason = "torque is off"
+        self.refuse: Problem | None = None
+        self.drives: list[Drive] = []
+        self.held = threading.Event()
+        self.held_at_ns = 0
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            if request := self._server.receive(0.02):
+                envelope, command = request
+                self._server.reply(envelope, self._answer(command))
+        self._server.close()
+
+    def _answer(self, command: Any) -> ArmReport | Problem:
+        match command:
+            case ArmDrive() if self.refuse:
+                refused, self.refuse = self.refuse, None
+                return refused
+            case ArmDrive():
+                self.drives.append(command.drive)
+                self._enter(Drive.FOLLOW if command.drive is Drive.ALIGN else command.drive, command.cause)
+            case ArmEstop():
+                self._enter(Drive.ESTOP, command.cause)
+            case ArmReset():
+                self._enter(Drive.HOLD, command.cause)
+        return self.report()
+
+    def report(self) -> ArmReport:
+        torque = self.drive is not Drive.LIMP
+        return ArmReport(time.monotonic_ns(), 1, self.drive, self.reason, True, True, torque_on=torque)
+
+    def _enter(self, drive: Drive, reason: str) -> None:
+        self.drive, self.reason = drive, reason
+        if drive is Drive.HOLD:
+            self.held_at_ns = time.monotonic_ns()
+            self.held.set()
+        else:
+            self.held.clear()
+
+    def close(self) -> None:
+        self._ending.set()
+        self.join()
+
+
+@contextlib.contextmanager
+def fake_arm(path: Path) -> Iterator[FakeArm]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arm = FakeArm(path)
+    arm.start()
+    try:
+        yield arm
+    finally:
+        arm.close()
