@@ -189,17 +189,24 @@ class MqttTls(_Model):
     cert: UserPath | None = None  # with key: the station proves who it is
     key: UserPath | None = None
 
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together; one of them is missing")
+        return self
+
 
 class Mqtt(_Model):
     """The broker of a fleet or of a home. Off unless this section is there."""
 
-    host: str
+    host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Field(ge=1, le=PORT_MAX)] = 8883
     tls: MqttTls | None = None  # must be given unless the broker is on this machine
     username: str | None = None
     password_file: UserPath | None = None
     telemetry_hz: Annotated[float, Field(ge=0, le=10)] = 1.0
     commands: bool = True  # False: only publishes
+    trust_clock: bool = False  # something that nobody can ask keeps this machine's clock right, e.g. a hypervisor
     home_assistant: bool = False  # announce the station to Home Assistant
 
     @model_validator(mode="after")
@@ -358,7 +365,7 @@ class Paths:
         self.policy_ctl = self.run / "policy.ctl"
         self.federation = self.state / "federation"  # enrolment, keys, consent, what flwr keeps
         self.access = self.state / "access"  # hashes of tokens, never the tokens
-        self.mqtt_seen = self.state / "mqtt-seen.json"  # commands that must not be carried out twice
+        self.mqtt_seen = self.state / "mqtt-seen.jsonl"  # commands that must not be carried out twice
         self.virtual_ctl = self.run / "virtual.sock"
 
     def camera_pub(self, name: str) -> Path:

@@ -1,0 +1,1 @@
+"""The station on an MQTT broker: a process of its own that speaks to the daemon like any other client."""

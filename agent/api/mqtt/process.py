@@ -1,0 +1,48 @@
+"""Entry point of the process that stands between the station and its broker.
+
+A crash here, or a flood of messages, ends or slows this process and nothing else.
+"""
+
+import asyncio
+import signal
+
+from agent.api.mqtt.commands import Gate
+from agent.api.mqtt.link import StationLink
+from agent.api.mqtt.seen import Seen
+from agent.api.mqtt.surface import Surface
+from agent.api.mqtt.timekeeping import Timekeeping
+from agent.clock import SystemClock
+from agent.config import StationConfig
+from agent.errors import BadInput
+
+NAME = "mqtt"
+"""Of this child in the supervisor."""
+
+
+def main(config: StationConfig) -> None:
+    """Runs until SIGTERM."""
+    asyncio.run(_until_told(config))
+
+
+async def _until_told(config: StationConfig) -> None:
+    work = asyncio.create_task(_work(config), name="mqtt")
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+    try:
+        await work
+    except asyncio.CancelledError:
+        return
+
+
+async def _work(config: StationConfig) -> None:
+    if config.mqtt is None:
+        raise BadInput("This station has no broker.", "Add mqtt to the configuration.")
+    clock = SystemClock()
+    timekeeping = Timekeeping(trusted=config.mqtt.trust_clock)
+    link = StationLink(config.paths, clock)
+    seen = Seen(config.paths.mqtt_seen)
+    surface = Surface(config.station, config.mqtt, link, Gate(clock, timekeeping, seen), clock)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(timekeeping.keep(), name="timekeeping")
+        group.create_task(link.listen(), name="arm reports")
+        group.create_task(link.stay_alive(NAME), name="sign of life")
+        group.create_task(surface.run(), name="broker")
