@@ -129,39 +129,6 @@ class EpisodeMark(Request):
         return {"episode": self.episode, "success": self.success}
 
 
-@dataclass(frozen=True)
-class Verb:
-    """One thing that can be asked of a station."""
-
-    request: type[Request]
-    access: Access
-    summary: str
-
-
-VERBS: Final[dict[str, Verb]] = {
-    "status": Verb(Nothing, Access.LOOK, "The whole station in one object."),
-    "estop": Verb(Estop, Access.STOP, "Emergency stop: latched, read back from the servos."),
-    "hold": Verb(Nothing, Access.MOVE, "Stop moving, keep torque on."),
-    "teleop.start": Verb(Nothing, Access.MOVE, "Move slowly onto the leader's pose, then follow it."),
-    "teleop.stop": Verb(Nothing, Access.MOVE, "Stop following; the arm holds."),
-    "park": Verb(Nothing, Access.MOVE, "Move slowly to the park pose, then switch torque off."),
-    "release": Verb(Release, Access.MOVE, "Switch torque off right here. The arm drops."),
-    "reset": Verb(Nothing, Access.MOVE, "Clear an e-stop or a fault after its reason is gone."),
-    "task.start": Verb(TaskStart, Access.MOVE, "Let the arm do a task by itself, with a policy."),
-    "task.stop": Verb(TaskStop, Access.MOVE, "End the task and hold the arm where it is."),
-    "record.start": Verb(RecordStart, Access.MOVE, "Record while the arm is teleoperated or executes."),
-    "record.stop": Verb(RecordStop, Access.MOVE, "Commit the running episode and end the session."),
-    "record.discard": Verb(Nothing, Access.MOVE, "Throw the running episode away and end the session."),
-    "record.rerecord": Verb(Nothing, Access.MOVE, "Throw it away and record it again after the reset time."),
-    "episodes.list": Verb(Nothing, Access.LOOK, "What was recorded."),
-    "episodes.show": Verb(Episode, Access.LOOK, "Everything known about one episode."),
-    "episodes.mark": Verb(EpisodeMark, Access.CONTROL, "Judge an episode afterwards."),
-    "episodes.delete": Verb(Episode, Access.CONTROL, "Hide an episode from lists and from training."),
-    "episodes.restore": Verb(Episode, Access.CONTROL, "Bring a deleted episode back."),
-}
-"""What surfaces over a network offer. `shutdown` and everything else is for this machine's own command line."""
-
-
 class Reply(BaseModel):
     """Answers may carry more keys than are documented here; those that are keep their name, type and meaning."""
 
@@ -304,3 +271,76 @@ class EpisodeSummary(Reply):
     source: str
     success: bool | None
     salvaged: bool
+
+
+class Stopped(Reply):
+    verified: Annotated[bool | None, Field(description="Read back from the servos.")]
+
+
+class RecordingReply(Reply):
+    recording: RecordingStatus
+
+
+class EpisodeResult(Reply):
+    episode: Annotated[int | None, Field(description="null when it was not committed.")]
+    frames: int
+    outcome: Annotated[str, Field(description="`committed`, `discarded`, `rejected` or `salvaged`.")]
+    reason: str
+    repeats: dict[str, int]
+    stop_to_readable_s: float | None
+
+
+class SessionReply(Reply):
+    task: str
+    problem: str
+    results: list[EpisodeResult]
+
+
+class TaskReply(ModeReply):
+    task: TaskStatus | None
+
+
+class EpisodesReply(Reply):
+    episodes: list[EpisodeSummary]
+
+
+class EpisodeReply(Reply):
+    """`episode` holds at least the keys of a summary; docs/dataset.md lists the others."""
+
+    episode: EpisodeSummary
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing that can be asked of a station."""
+
+    request: type[Request]
+    access: Access
+    summary: str
+    reply: type[Reply] = ModeReply
+
+
+VERBS: Final[dict[str, Verb]] = {
+    "status": Verb(Nothing, Access.LOOK, "The whole station in one object.", Status),
+    "estop": Verb(Estop, Access.STOP, "Emergency stop: latched, read back from the servos.", Stopped),
+    "hold": Verb(Nothing, Access.MOVE, "Stop moving, keep torque on."),
+    "teleop.start": Verb(Nothing, Access.MOVE, "Move slowly onto the leader's pose, then follow it."),
+    "teleop.stop": Verb(Nothing, Access.MOVE, "Stop following; the arm holds."),
+    "park": Verb(Nothing, Access.MOVE, "Move slowly to the park pose, then switch torque off."),
+    "release": Verb(Release, Access.MOVE, "Switch torque off right here. The arm drops."),
+    "reset": Verb(Nothing, Access.MOVE, "Clear an e-stop or a fault after its reason is gone."),
+    "task.start": Verb(TaskStart, Access.MOVE, "Let the arm do a task by itself, with a policy.", TaskReply),
+    "task.stop": Verb(TaskStop, Access.MOVE, "End the task and hold the arm where it is.", TaskReply),
+    "record.start": Verb(RecordStart, Access.MOVE, "Record while the arm is teleoperated or executes.", RecordingReply),
+    "record.stop": Verb(RecordStop, Access.MOVE, "Commit the running episode and end the session.", SessionReply),
+    "record.discard": Verb(Nothing, Access.MOVE, "Throw the running episode away and end the session.", SessionReply),
+    "record.rerecord": Verb(
+        Nothing, Access.MOVE, "Throw it away and record it again after the reset time.", RecordingReply
+    ),
+    "episodes.list": Verb(Nothing, Access.LOOK, "What was recorded.", EpisodesReply),
+    "episodes.show": Verb(Episode, Access.LOOK, "Everything known about one episode.", EpisodeReply),
+    "episodes.mark": Verb(EpisodeMark, Access.CONTROL, "Judge an episode afterwards.", EpisodeReply),
+    "episodes.delete": Verb(Episode, Access.CONTROL, "Hide an episode from lists and from training.", EpisodeReply),
+    "episodes.restore": Verb(Episode, Access.CONTROL, "Bring a deleted episode back.", EpisodeReply),
+}
+"""What surfaces over a network offer. `shutdown` and everything else is for this machine's own command line."""
