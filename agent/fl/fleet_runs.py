@@ -1,0 +1,126 @@
+"""The runs of a fleet: what was asked for, so that it can be asked for again after a crash of the server.
+
+runs/NAME/run.json      what was asked for, and what became of it
+runs/NAME/app.fab       the app as it was submitted
+runs/NAME/rounds/       one adapter a round, by the server app; see adapter.py
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+import agent
+from agent.config import NAME_PATTERN
+from agent.errors import BadInput
+from agent.fl.fleet import Fleet
+from agent.telemetry import logger
+
+if TYPE_CHECKING:
+    from agent.fl.fleet_control import Control, Run
+
+RECORD: Final = "run.json"
+APP: Final = "app.fab"
+ROUNDS: Final = "rounds"
+
+OUTPUT_KEY: Final = "output"
+NAME_KEY: Final = "name"
+"""Of the run config: where the server app keeps its rounds, and under which name."""
+
+type Value = bool | int | float | str
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `run.json` holds."""
+
+    name: str
+    app: str  # SHA-256 that stations must know
+    overrides: dict[str, Value]
+    number: int  # of Flower
+    over: str = ""  # completed, failed, stopped; empty while it is under way
+    details: str = ""
+    resumed: int = 0  # how often it was submitted again
+
+
+def packed(folder: Path | None) -> bytes:
+    """The app in a folder, as `flwr run` packs it; None: this agent's own. Raises BadInput."""
+    import click
+    from flwr.cli.build import build_fab_from_disk
+
+    where = folder or Path(agent.__file__).resolve().parents[1]
+    try:
+        return build_fab_from_disk(where)
+    except (ValueError, OSError, click.ClickException) as error:
+        raise BadInput(f"The app in {where} cannot be packed: {error}.", "Does `flwr build` work there?") from error
+
+
+def submit(fleet: Fleet, control: "Control", name: str, app: bytes, overrides: Mapping[str, Value]) -> Record:
+    """Begin a run. Raises BadInput when there is one of this name."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise BadInput(f"{name!r} cannot be a run's name.", "Use lower case letters, digits, - and _: --name NAME.")
+    folder = fleet.runs / name
+    if (folder / RECORD).exists():
+        raise BadInput(f"There is a run {name} already.", "Give another --name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / APP).write_bytes(app)
+    number = control.start(app, _config(fleet, name, overrides))
+    record = Record(name, hashlib.sha256(app).hexdigest(), dict(overrides), number)
+    _write(fleet, record)
+    return record
+
+
+def go_on(fleet: Fleet, control: "Control") -> None:
+    """Submit again what a SuperLink was at when it ended. Its successor knows nothing of it."""
+    known = {run.id for run in control.runs()}
+    for record in records(fleet):
+        if record.over or record.number in known:
+            continue
+        app = (fleet.runs / record.name / APP).read_bytes()
+        number = control.start(app, _config(fleet, record.name, record.overrides))
+        _write(fleet, msgspec.structs.replace(record, number=number, resumed=record.resumed + 1))
+        logger.warning("run submitted again", run=record.name, after_round=rounds(fleet, record.name))
+
+
+def settle(fleet: Fleet, runs: "list[Run]") -> None:
+    """Write down how runs ended."""
+    by_number = {run.id: run for run in runs}
+    for record in records(fleet):
+        run = by_number.get(record.number)
+        if record.over or run is None:
+            continue
+        status, _, how = run.status.partition(":")
+        if status == "finished":
+            _write(fleet, msgspec.structs.replace(record, over=how or "completed", details=run.details))
+            logger.info("run over", run=record.name, how=how, details=run.details)
+
+
+def records(fleet: Fleet) -> list[Record]:
+    """By name."""
+    return [_read(path) for path in sorted(fleet.runs.glob(f"*/{RECORD}"))]
+
+
+def rounds(fleet: Fleet, name: str) -> int:
+    """How many rounds of a run lie on the disk."""
+    folder = fleet.runs / name / ROUNDS
+    return max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
+
+
+def _config(fleet: Fleet, name: str, overrides: Mapping[str, Value]) -> dict[str, Value]:
+    return {**overrides, OUTPUT_KEY: str(fleet.runs), NAME_KEY: name}
+
+
+def _read(path: Path) -> Record:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadInput(f"Cannot read {path}: {error}.", "Remove the run's folder.") from error
+
+
+def _write(fleet: Fleet, record: Record) -> None:
+    path = fleet.runs / record.name / RECORD
+    new = path.with_name(f".{RECORD}.new")
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    new.replace(path)
