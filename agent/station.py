@@ -73,6 +73,11 @@ POLICY_SILENCE_S: Final = 10.0
 
 POLICY_ENTRY = "agent.inference.process:main"
 
+SURFACES: Final = {"web": "agent.api.http.process:main", "mqtt": "agent.api.mqtt.process:main"}
+
+SURFACE_SILENCE_S: Final = 10.0
+"""They say `alive` every 2 s."""
+
 RECORDER_SILENCE_S: Final = 10.0
 CAMERA_SILENCE_S: Final = 6.0
 
@@ -148,6 +153,7 @@ class Station:
         self._verbs: dict[str, Verb] = {
             "status": Verb(self._status_verb),
             "events": Verb(self._events_verb),
+            "alive": Verb(self._alive),
             "lease.take": Verb(self._lease_take),
             "lease.renew": Verb(self._lease_renew),
             "lease.release": Verb(self._lease_release),
@@ -180,6 +186,16 @@ class Station:
             *cameras,
             ChildSpec("policy", POLICY_ENTRY, "devices", silence_s=POLICY_SILENCE_S),
             ChildSpec("recorder", "agent.robot.recording.process:main", "recorder", silence_s=RECORDER_SILENCE_S),
+            *self._surfaces(),
+        ]
+
+    def _surfaces(self) -> list[ChildSpec]:
+        """What people and fleets reach the station through. They come after what moves the arm, and it needs none."""
+        wanted = {"web": self.config.http, "mqtt": self.config.mqtt}
+        return [
+            ChildSpec(name, SURFACES[name], "surfaces", silence_s=SURFACE_SILENCE_S, vital=False)
+            for name, settings in wanted.items()
+            if settings is not None
         ]
 
     # --- running ---------------------------------------------------------------------------------------
@@ -315,8 +331,7 @@ class Station:
         mode = self.machine.mode
         if mode is Mode.STOPPING:
             return
-        gave_up = any(child.failed for child in self.supervisor.children.values())
-        if mode is Mode.FAULT and gave_up and report.drive is not Drive.ESTOP:
+        if mode is Mode.FAULT and self.supervisor.failed() and report.drive is not Drive.ESTOP:
             return
         wanted = self._mode_for(report.drive, mode)
         if wanted is mode:
@@ -382,11 +397,13 @@ class Station:
             self.policy = None
             if self.task and self.task.state is TaskState.RUNNING:
                 self._spawn(self._end_task(f"the policy process ended ({why})"))
-        else:
+        elif name not in SURFACES:
             self.cameras.pop(name.removeprefix("camera-"), None)
 
     def _child_failed(self, name: str, why: str) -> None:
         self.events.publish(EventKind.CHILD, f"Given up: {why}.", child=name, how=why, given_up=True)
+        if not self.supervisor.is_vital(name):
+            return
         if self.machine.mode is Mode.FAULT or self.machine.allows(Mode.FAULT):
             self.machine.to(Mode.FAULT, f"{why}; `so-agent reset` tries again")
             self._spawn(self._hold_in_fault(why))
@@ -524,6 +541,15 @@ class Station:
                     await request.progress({"last": self.events.last})
         finally:
             self.events.unfollow(listener)
+
+    async def _alive(self, request: Request) -> dict[str, Any]:
+        """A sign of life of a surface's process."""
+        child = request.args.pop("child", None)
+        requests.only(request.args)
+        if child not in SURFACES or child not in self.supervisor.children:
+            raise BadInput(f"{child!r} is no process of this station that gives signs of life here.")
+        self.supervisor.heard(child)
+        return {}
 
     async def _lease_take(self, request: Request) -> dict[str, Any]:
         owner, ttl_s, take_over = requests.lease(request.args)

@@ -1,7 +1,7 @@
 """Keeps the children of a station alive: forks them from nurseries, notices deaths and hangs, backs off.
 
 A child that dies is started again at once, and then ever more slowly. One that keeps dying is given up
-and reported; the rest goes on.
+and reported; the rest goes on. One that the arm does not depend on is reported too, but tried again for ever.
 """
 
 import asyncio
@@ -33,6 +33,14 @@ CRASHES_TO_GIVE_UP: Final = 5
 STABLE_S: Final = 20.0
 """A child that lived this long starts its back-off anew."""
 
+RETRY_S: Final = 60.0
+"""Between two tries of a child that the arm does not depend on and that keeps dying: what it lacks may come back while
+nobody is there to ask for another try."""
+
+NURSERY_READY_S: Final = 30.0
+"""For how long a nursery waits for the one before it. One that cannot be imported must not keep away the page that
+would say so."""
+
 NURSERY_ENDS_TO_REPORT: Final = 2
 """A nursery that ends this often in a row cannot do its imports; a person must look."""
 
@@ -54,6 +62,7 @@ class ChildSpec:
     silence_s: float = 5.0
     first_silence_s: float = 20.0  # until its first sign of life
     orphan_stays: bool = False  # keeps running when the supervisor dies
+    vital: bool = True  # False: the arm can be used without it
 
 
 @dataclass
@@ -65,7 +74,7 @@ class ChildState:
     restarts: int = 0
     streak: int = 0
     crashes: deque[int] = field(default_factory=deque)
-    failed: str | None = None  # why it was given up
+    failed: str | None = None  # why it was given up; one that is not vital is tried again now and then
     last_exit: str | None = None
 
 
@@ -195,7 +204,8 @@ class Supervisor:
                 group.create_task(self._keep_nursery(nursery), name=f"nursery {nursery.name}")
                 # One after the other, the first is the trunk of the others: the arm is under control seconds sooner
                 # when the recorder's imports do not compete with the arm's, and torch is imported once.
-                await nursery.ready.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(nursery.ready.wait(), NURSERY_READY_S)
                 for child in self.children.values():
                     if child.spec.nursery == nursery.name:
                         group.create_task(self._keep_child(child, before_spawn), name=f"child {child.spec.name}")
@@ -204,6 +214,16 @@ class Supervisor:
         """`name` gave a sign of life."""
         child = self.children[name]
         child.heard_ns = self._clock.now_ns()
+
+    def failed(self) -> str | None:
+        """Why the arm cannot be used: a child that it depends on was given up."""
+        return next((child.failed for child in self.children.values() if child.failed and child.spec.vital), None)
+
+    def is_vital(self, name: str) -> bool:
+        """Of a child, or of a nursery: whether one of its children is."""
+        return any(
+            child.spec.vital for child in self.children.values() if name in (child.spec.name, child.spec.nursery)
+        )
 
     def retry_failed(self) -> None:
         """Try given-up children again; a person asked for it."""
@@ -258,12 +278,17 @@ class Supervisor:
             streak = 0 if alive_ns > nanoseconds(STABLE_S) else streak + 1
             logger.error("nursery ended, starting it again", nursery=nursery.name, streak=streak)
             if streak == NURSERY_ENDS_TO_REPORT:
-                self._on_failed(nursery.name, f"the {nursery.name} cannot be started; the log shows why")
+                why = f"the {nursery.name} cannot be started; the log shows why"
+                for child in self.children.values():
+                    if child.spec.nursery == nursery.name and not child.spec.vital:
+                        child.failed = why
+                self._on_failed(nursery.name, why)
             await asyncio.sleep(BACKOFF_S[min(streak, len(BACKOFF_S) - 1)])
 
     async def _keep_child(self, child: ChildState, before_spawn: Callable[[ChildSpec], Any] | None) -> None:
         nursery = self._nurseries[child.spec.nursery]
         ended = self._ended[child.spec.name]
+        told = False
         while not self._stopping:
             if before_spawn is not None:
                 await before_spawn(child.spec)
@@ -281,11 +306,15 @@ class Supervisor:
             child.restarts += 1
             why = child.last_exit or "ended"
             self._on_down(child.spec.name, why)
+            told = told and child.failed is not None  # it may have been well for a while
             if child.failed:
-                self._on_failed(child.spec.name, child.failed)
+                if not told:
+                    self._on_failed(child.spec.name, child.failed)
+                told = True
                 retry = self._retry[child.spec.name]
                 retry.clear()
-                await retry.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(retry.wait(), None if child.spec.vital else RETRY_S)
             else:
                 await asyncio.sleep(BACKOFF_S[min(child.streak, len(BACKOFF_S)) - 1])
 
@@ -298,6 +327,9 @@ class Supervisor:
                 return
             before_ns, looked_ns = looked_ns, self._clock.now_ns()
             now = looked_ns
+            if child.failed and now - child.started_ns > nanoseconds(STABLE_S):
+                child.failed = None  # what kept it from running is gone
+                child.crashes.clear()
             if now - before_ns > nanoseconds(2 * LOOK_S) and child.heard_ns is not None:
                 # This process was stopped or starved: the child may have spoken all the while.
                 child.heard_ns = now

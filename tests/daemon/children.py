@@ -26,6 +26,13 @@ def crashing(config: StationConfig, log: str) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def crashing_until(config: StationConfig, log: str, well: str) -> None:
+    """Crash, until a file is there."""
+    if not Path(well).exists():
+        crashing(config, log)
+    _pause()
+
+
 def absent(config: StationConfig, log: str) -> None:
     """A device that is not there: ends with the code for it, as often as it is asked."""
     with Path(log).open("a") as file:

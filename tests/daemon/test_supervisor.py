@@ -96,6 +96,25 @@ async def test_a_child_that_keeps_dying_is_given_up_and_tried_again_on_request(
         await until(lambda: len(lines(log)) > CRASHES_TO_GIVE_UP, "tried again")
 
 
+async def test_a_child_that_is_not_vital_is_tried_for_ever_reported_once_and_forgiven(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.supervisor.BACKOFF_S", (0.0, 0.01))
+    monkeypatch.setattr("agent.supervisor.RETRY_S", 0.05)
+    monkeypatch.setattr("agent.supervisor.STABLE_S", 0.5)
+    log, well = tmp_path / "log", tmp_path / "well"
+    spec = ChildSpec(
+        "moody", "tests.daemon.children:crashing_until", "test", {"log": str(log), "well": str(well)}, vital=False
+    )
+    async with running(make_config(), spec) as watched:
+        await until(lambda: len(lines(log)) > 2 * CRASHES_TO_GIVE_UP, "still tried")
+        assert [name for name, _ in watched.failed] == ["moody"]
+        assert watched.supervisor.failed() is None, "the arm can be used"
+        well.touch()
+        await until(lambda: watched.supervisor.children["moody"].failed is None, "well again")
+        assert watched.supervisor.children["moody"].pid
+
+
 async def test_a_missing_device_is_waited_for_and_never_given_up(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +161,22 @@ async def test_a_nursery_that_cannot_import_is_reported(
     async with running(make_config(), broken) as watched:
         await until(lambda: watched.failed, "reported")
         assert watched.failed == [("imports", "the imports cannot be started; the log shows why")]
+        assert watched.supervisor.is_vital("imports")
+
+
+async def test_surfaces_that_cannot_be_imported_keep_nothing_else_away(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.supervisor.BACKOFF_S", (0.0, 0.01))
+    monkeypatch.setattr("agent.supervisor.NURSERY_READY_S", 0.2)
+    log, later = tmp_path / "log", tmp_path / "later"
+    broken = ChildSpec("page", "tests.daemon.no_such_module:main", "surfaces", vital=False)
+    behind = ChildSpec("behind", "tests.daemon.children:steady", "behind", {"log": str(later)})
+    async with running(make_config(), child("steady", log), broken, behind) as watched:
+        await until(lambda: watched.failed and lines(log) and lines(later), "the others run")
+        assert watched.supervisor.children["page"].failed == "the surfaces cannot be started; the log shows why"
+        assert not watched.supervisor.is_vital("surfaces")
+        assert watched.supervisor.failed() is None
 
 
 async def test_closing_leaves_no_process_behind(make_config: Make, tmp_path: Path) -> None:
