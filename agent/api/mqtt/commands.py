@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, ValidationError
 
+from agent import lease
 from agent.api import schemas
 from agent.api.mqtt.messages import ID_PATTERN, PAYLOAD_MAX_BYTES, Command
 from agent.api.mqtt.seen import Full, Seen
@@ -21,7 +22,7 @@ SKEW_S: Final = 2.0
 RECENT_IDS: Final = 1024
 """Remembered in memory alone, of commands for which repeating is no harm."""
 
-LEASE_MAX_CHARS: Final = 200
+TOKEN_MAX_CHARS: Final = 200
 PROBLEMS_MAX: Final = 5
 SENTENCE_MAX_CHARS: Final = 500
 
@@ -43,7 +44,6 @@ VERBS: Final[dict[str, Kind]] = {
     "lease.take": Kind.CHANGE,
     "lease.release": Kind.CHANGE,
     "task.stop": Kind.CHANGE,
-    "teleop.stop": Kind.CHANGE,
     "record.start": Kind.CHANGE,
     "record.stop": Kind.CHANGE,
     "record.discard": Kind.CHANGE,
@@ -53,20 +53,31 @@ VERBS: Final[dict[str, Kind]] = {
     "episodes.restore": Kind.CHANGE,
     "task.start": Kind.MOVE,
     "teleop.start": Kind.MOVE,
+    "teleop.stop": Kind.MOVE,  # gives the arm back to a task
     "park": Kind.MOVE,
     "release": Kind.MOVE,
 }
-"""What may be asked over a broker: `agent.api.schemas.VERBS` and the lease, but not `reset`, which is for whoever stands
+"""What may be asked over a broker: `agent.api.schemas.VERBS` and the lease, but not `reset`: that is for whoever stands
 beside the arm."""
 
 
 class LeaseTake(schemas.Request):
-    owner: Annotated[str, Field(min_length=1, max_length=60, description="Who takes control, for people to read.")]
-    ttl_s: Annotated[float, Field(gt=0, le=60, description="Ends by itself after this, unless it is renewed.")]
+    owner: Annotated[
+        str, Field(min_length=1, max_length=lease.OWNER_MAX_CHARS, description="Who takes control, for people to read.")
+    ]
+    ttl_s: Annotated[
+        float,
+        Field(
+            ge=lease.SHORTEST_S,
+            le=lease.LONGEST_S,
+            description="It ends after this, and the arm holds; unless renewed.",
+        ),
+    ]
+    take_over: Annotated[bool, Field(description="Also from somebody who has control.")] = False
 
 
 class LeaseToken(schemas.Request):
-    token: Annotated[str, Field(min_length=1, max_length=LEASE_MAX_CHARS)]
+    token: Annotated[str, Field(min_length=1, max_length=TOKEN_MAX_CHARS)]
 
 
 REQUESTS: Final[dict[str, type[schemas.Request]]] = {
@@ -242,14 +253,14 @@ def _read(payload: bytes) -> Command:
 def _arguments(verb: str, command: Command) -> dict[str, Any]:
     """As `Station.handle` wants them. They have the models of the HTTP API; the lease stands beside them."""
     args = dict(command.args)
-    lease = args.pop("lease", None)
-    if lease is not None and not (isinstance(lease, str) and len(lease) <= LEASE_MAX_CHARS):
+    token = args.pop("lease", None)
+    if token is not None and not (isinstance(token, str) and len(token) <= TOKEN_MAX_CHARS):
         raise Refusal(Reason.MALFORMED, "args.lease: must be the token that lease.take gave.", id=command.id)
     try:
         request = REQUESTS[verb].model_validate(args)
     except ValidationError as error:
         raise Refusal(Reason.MALFORMED, _sentence(error, "args."), "See docs/mqtt.md.", command.id) from error
-    return request.args() | ({"lease": lease} if lease is not None else {})
+    return request.args() | ({"lease": token} if token is not None else {})
 
 
 def _id(payload: bytes) -> str | None:

@@ -31,6 +31,9 @@ class Inbox(asyncio.Queue[Message]):
     def qsize(self) -> int:
         return len(self._stops) + len(self._others)
 
+    def empty(self) -> bool:
+        return not self.qsize()
+
     def put_nowait(self, item: Message) -> None:
         if len(self._others) >= INBOX_MESSAGES and not _is_stop(item):
             raise asyncio.QueueFull

@@ -121,7 +121,7 @@ class State(_Message):
         """What of a station's status changes now and then, not all the time."""
         servos, recording, task = status.servos or {}, status.recording, status.task
         temperatures = [servo.temperature_c for servo in servos.values() if servo.temperature_c is not None]
-        federation, lease = status.federation, getattr(status, "lease", None)
+        federation = status.federation
         return cls(
             at=at,
             reachable=True,
@@ -135,7 +135,7 @@ class State(_Message):
             task=Task.model_validate(task, from_attributes=True) if task else None,
             policy=status.policy.get("policy") if status.policy else None,
             federation=str(federation.get("state", "enrolled")) if federation else None,
-            lease=str(lease.get("owner")) if isinstance(lease, dict) else None,
+            lease=status.lease.owner if status.lease else None,
             cameras={name: camera.state for name, camera in (status.cameras or {}).items()},
             alarms=[f"{name}: {alarm}" for name, servo in servos.items() for alarm in servo.alarms],
             failed=[name for name, child in status.children.items() if child.failed],

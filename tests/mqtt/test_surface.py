@@ -1,0 +1,107 @@
+"""A station on a real broker: what it says, what it takes, and how it answers."""
+
+import asyncio
+import json
+from typing import Any
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from tests.mqtt.broker import Broker, Peer, connected
+from tests.mqtt.conftest import Bench
+from tests.mqtt.daemon import command, payload
+
+ROOT = "so/v1/test"
+
+
+async def ask(peer: Peer, verb: str, made: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """The answer to a command that gets one."""
+    await peer.client.publish(f"{ROOT}/cmd/{verb}", payload(made), qos=1, **options)
+    answer: dict[str, Any] = await peer.wait(
+        f"{ROOT}/ack", lambda ack: ack["id"] == made["id"] and ack["status"] != "progress"
+    )
+    return answer
+
+
+async def test_whoever_comes_later_finds_that_it_is_online_and_what_it_does(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        online = await peer.wait(f"{ROOT}/online")
+        state = await peer.wait(f"{ROOT}/state")
+    assert online["online"] is True
+    assert (state["mode"], state["reason"], state["reachable"]) == ("idle", "parked", True)
+
+
+async def test_a_change_is_published_at_once(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        await peer.wait(f"{ROOT}/state")
+        await bench.daemon.become("hold", "a test asked for it")
+        event = await peer.wait(f"{ROOT}/event")
+        state = await peer.wait(f"{ROOT}/state", lambda state: state["mode"] == "hold")
+    assert event["text"] == "hold: a test asked for it"
+    assert state["reason"] == "a test asked for it"
+
+
+async def test_hold_is_carried_out_and_answered(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        answer = await ask(peer, "hold", command())
+    assert (answer["status"], answer["verb"], answer["result"]["mode"]) == ("done", "hold", "hold")
+    assert bench.daemon.calls == [("hold", {})]
+
+
+async def test_the_answer_goes_where_it_was_asked_for(bench: Bench, broker: Broker) -> None:
+    properties = Properties(PacketTypes.PUBLISH)
+    properties.ResponseTopic = f"{ROOT}/ack/desk"
+    properties.CorrelationData = b"\x00\x01 mine"
+    async with connected(broker.port, f"{ROOT}/ack/#") as peer:
+        await peer.client.publish(f"{ROOT}/cmd/hold", payload(command()), qos=1, properties=properties)
+        answer = await peer.wait(f"{ROOT}/ack/desk")
+        assert answer["status"] == "done"
+        assert peer.on(f"{ROOT}/ack/desk")[0].properties.CorrelationData == b"\x00\x01 mine"
+        assert not peer.on(f"{ROOT}/ack")
+
+
+async def test_what_the_daemon_refuses_is_said_in_its_words(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        answer = await ask(peer, "teleop.start", command())
+    assert (answer["status"], answer["code"]) == ("refused", "refused")
+    assert answer["message"] == "Not possible in mode estop: somebody pressed it."
+
+
+async def test_a_dropped_connection_is_told_by_the_last_will(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/online") as peer:
+        await peer.wait(f"{ROOT}/online", lambda online: online["online"])
+        # Another client of the same name: the broker throws the station out, as a dead connection would.
+        async with connected(broker.port, identifier="so-test"):
+            gone = await peer.wait(f"{ROOT}/online", lambda online: not online["online"])
+        assert gone["at"] is None
+        await peer.wait(f"{ROOT}/online", lambda online: online["online"], after=len(peer.heard))
+
+
+async def test_it_says_goodbye_when_it_is_stopped(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/online") as peer:
+        await peer.wait(f"{ROOT}/online", lambda online: online["online"])
+        bench.task.cancel()
+        goodbye = await peer.wait(f"{ROOT}/online", lambda online: not online["online"])
+    assert goodbye["reason"] == "the agent was stopped"
+
+
+async def test_a_daemon_that_is_gone_is_said(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/state") as peer:
+        await peer.wait(f"{ROOT}/state")
+        bench.config.paths.agent_socket.unlink()
+        state = await peer.wait(f"{ROOT}/state", lambda state: not state["reachable"])
+    assert state["mode"] is None
+    assert "No agent answers" in state["reason"]
+
+
+async def test_states_come_once_a_second_at_most(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/state") as peer:
+        await peer.wait(f"{ROOT}/state")
+        began = asyncio.get_running_loop().time()
+        for number in range(40):
+            await bench.daemon.become("hold", f"reason {number}")
+            await asyncio.sleep(0.05)
+        await peer.wait(f"{ROOT}/state", lambda state: state["reason"] == "reason 39")
+        took_s = asyncio.get_running_loop().time() - began
+        assert len(peer.heard) <= 2 + took_s
+        assert json.loads(peer.heard[-1].payload)["reason"] == "reason 39"
