@@ -25,6 +25,6 @@ class Desk(Protocol):
         """A trainer works here (and on what), or none does any more: IDLE becomes TRAINING and back. Never refuses."""
         ...
 
-    def tell(self, what: str, about: dict[str, Any]) -> None:
-        """Into the event log, as an event of the kind `federation`."""
+    def tell(self, text: str, data: dict[str, Any]) -> None:
+        """Into the event log, as an event of the kind `federation`: a sentence, and the same for programs."""
         ...
