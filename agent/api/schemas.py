@@ -27,7 +27,7 @@ class Access(StrEnum):
     LOOK = "look"  # whoever may see the station
     STOP = "stop"  # the same: everybody who can see the arm may stop it
     CONTROL = "control"  # a token that may control
-    MOVE = "move"  # that, and the lease: it may move the arm, or end what moves it
+    MOVE = "move"  # that, and the lease: it may move the arm
 
 
 def _one_line(text: str) -> str:
@@ -111,6 +111,9 @@ class TaskStart(Request):
         float | None, Field(ge=1, le=LONGEST_TASK_S, description="Stop and hold after this; null: until stopped.")
     ] = None
     record: Annotated[bool, Field(description="Record it as one episode.")] = False
+    unattended: Annotated[
+        bool, Field(description="Go on when control is given back or lost; else the arm holds then.")
+    ] = False
 
 
 class TaskStop(Request):
@@ -241,6 +244,16 @@ class Child(Reply):
     failed: str | None
 
 
+class LeaseStatus(Reply):
+    """Who has control from a distance."""
+
+    owner: str
+    via: str | None
+    ttl_s: float
+    seconds: float
+    moves: Annotated[bool, Field(description="Whether the arm moves for them, and holds when they are gone.")]
+
+
 class Status(Reply):
     """As `so-agent status --json`. Joints: shoulder_pan, shoulder_lift, elbow_flex, wrist_flex, wrist_roll (degrees),
     gripper (percent)."""
@@ -251,6 +264,7 @@ class Status(Reply):
     uptime_s: float
     mode: Mode
     reason: str
+    lease: LeaseStatus | None
     recording: RecordingStatus | None
     task: TaskStatus | None
     last_task: TaskStatus | None
@@ -323,16 +337,16 @@ class Verb:
 VERBS: Final[dict[str, Verb]] = {
     "status": Verb(Nothing, Access.LOOK, "The whole station in one object.", Status),
     "estop": Verb(Estop, Access.STOP, "Emergency stop: latched, read back from the servos.", Stopped),
-    "hold": Verb(Nothing, Access.MOVE, "Stop moving, keep torque on."),
+    "hold": Verb(Nothing, Access.STOP, "Stop moving, keep torque on."),
     "teleop.start": Verb(Nothing, Access.MOVE, "Move slowly onto the leader's pose, then follow it."),
-    "teleop.stop": Verb(Nothing, Access.MOVE, "Stop following; the arm holds."),
+    "teleop.stop": Verb(Nothing, Access.STOP, "Stop following; the arm holds."),
     "park": Verb(Nothing, Access.MOVE, "Move slowly to the park pose, then switch torque off."),
     "release": Verb(Release, Access.MOVE, "Switch torque off right here. The arm drops."),
     "reset": Verb(Nothing, Access.MOVE, "Clear an e-stop or a fault after its reason is gone."),
     "task.start": Verb(TaskStart, Access.MOVE, "Let the arm do a task by itself, with a policy.", TaskReply),
-    "task.stop": Verb(TaskStop, Access.MOVE, "End the task and hold the arm where it is.", TaskReply),
+    "task.stop": Verb(TaskStop, Access.STOP, "End the task and hold the arm where it is.", TaskReply),
     "record.start": Verb(RecordStart, Access.MOVE, "Record while the arm is teleoperated or executes.", RecordingReply),
-    "record.stop": Verb(RecordStop, Access.MOVE, "Commit the running episode and end the session.", SessionReply),
+    "record.stop": Verb(RecordStop, Access.STOP, "Commit the running episode and end the session.", SessionReply),
     "record.discard": Verb(Nothing, Access.MOVE, "Throw the running episode away and end the session.", SessionReply),
     "record.rerecord": Verb(
         Nothing, Access.MOVE, "Throw it away and record it again after the reset time.", RecordingReply

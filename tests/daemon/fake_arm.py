@@ -29,6 +29,7 @@ class FakeArm(threading.Thread):
         self.drive = Drive.LIMP
         self.reason = "torque is off"
         self.refuse: Problem | None = None
+        self.verified: bool | None = True  # what is read back after an e-stop
         self.drives: list[Drive] = []
         self.held = threading.Event()
         self.held_at_ns = 0
@@ -56,7 +57,10 @@ class FakeArm(threading.Thread):
 
     def report(self) -> ArmReport:
         torque = self.drive is not Drive.LIMP
-        return ArmReport(time.monotonic_ns(), 1, self.drive, self.reason, True, True, torque_on=torque)
+        verified = self.verified if self.drive is Drive.ESTOP else None
+        return ArmReport(
+            time.monotonic_ns(), 1, self.drive, self.reason, True, True, torque_on=torque, estop_verified=verified
+        )
 
     def _enter(self, drive: Drive, reason: str) -> None:
         self.drive, self.reason = drive, reason

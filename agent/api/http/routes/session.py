@@ -1,0 +1,87 @@
+"""Who is asking: what they may do, and how the page logs in."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from agent import __version__
+from agent.api import schemas
+from agent.api.http.access.sessions import LIFETIME_S
+from agent.api.http.access.visitors import Visitor
+from agent.api.http.problems import COMMON
+from agent.api.http.surface import Shared, Surface, Who
+from agent.api.schemas import Access, Reply
+
+routes = APIRouter(prefix="/api/v1/session", tags=["session"], responses=COMMON)
+
+TOKEN_MAX_CHARS = 200
+
+
+class Session(Reply):
+    """What the page has to know before anything else."""
+
+    station: str
+    version: str
+    name: str
+    role: Literal["read", "control"]
+    local: Annotated[bool, Field(description="Somebody at this machine; no token was needed.")]
+    may_reset: bool
+    preview_fps: float
+    lease_s: float
+    cameras: Annotated[list[str], Field(description="In the order of their views.")]
+
+
+class Login(schemas.Request):
+    token: Annotated[str, Field(max_length=TOKEN_MAX_CHARS, description="As `so-agent token create` showed it.")]
+
+
+@routes.get("", operation_id="session", response_model=Session)
+async def session(surface: Shared, visitor: Who) -> dict[str, Any]:
+    """Who I am here, and what I may do."""
+    visitor.require(Access.LOOK)
+    return _describe(surface, visitor)
+
+
+@routes.post("", operation_id="login", response_model=Session)
+async def login(surface: Shared, request: Request, response: Response, body: Login) -> dict[str, Any]:
+    """Begin a session of the page: the token becomes a cookie that scripts cannot read. Programs need none of this;
+    they send `Authorization: Bearer TOKEN`."""
+    address = request.client.host if request.client else ""
+    token, cookie = surface.visitors.log_in(body.token, address)
+    response.set_cookie(
+        surface.visitors.cookie_name,
+        cookie,
+        max_age=LIFETIME_S,
+        path="/",
+        secure=surface.settings.tls is not None,
+        httponly=True,
+        samesite="strict",
+    )
+    return _describe(surface, Visitor(token.name, token.role))
+
+
+@routes.delete("", operation_id="logout", status_code=204)
+async def logout(surface: Shared, response: Response) -> None:
+    """Forget this browser's session."""
+    response.delete_cookie(
+        surface.visitors.cookie_name,
+        path="/",
+        secure=surface.settings.tls is not None,
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def _describe(surface: Surface, visitor: Visitor) -> dict[str, Any]:
+    return {
+        "station": surface.config.station,
+        "version": __version__,
+        "name": visitor.name,
+        "role": visitor.role,
+        "local": visitor.local,
+        "may_reset": visitor.local or surface.settings.remote_reset,
+        "preview_fps": surface.settings.preview_fps,
+        "lease_s": surface.settings.lease_s,
+        "cameras": list(surface.config.views().values()),
+    }
