@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 import typer
 
-from agent.cli import arm, calibrate, check, doctor, episodes, fleet, policy, record, run, status, task, train
+from agent.cli import arm, calibrate, check, doctor, episodes, fleet, policy, record, run, status, task, token, train
 from agent.cli.command import Command, Root, invocation, show_error
 from agent.errors import AgentError, BadInput
 
@@ -41,6 +41,7 @@ task.register(app)
 episodes.register(app)
 policy.register(app)
 train.register(app)
+token.register(app)
 fleet.register(app)
 calibrate.register(app)
 check.register(app)
