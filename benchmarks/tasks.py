@@ -47,11 +47,12 @@ CHUNK: Final = 50
 
 OURS: Final = "so-agent"
 OURS_SYNC: Final = "so-agent, synchronous"
+OURS_ROLLED: Final = "so-agent, roll_forward"
 SYNC: Final = "lerobot, synchronous"
 RTC: Final = "lerobot, RTC engine"
 ASYNC: Final = "lerobot, async client"
 LEROBOT: Final = {SYNC: "sync", RTC: "rtc", ASYNC: "async"}
-HEADLINE: Final = (OURS, OURS_SYNC, SYNC, RTC, ASYNC)
+HEADLINE: Final = (OURS, OURS_ROLLED, OURS_SYNC, SYNC, RTC, ASYNC)
 QUEUE: Final = (OURS, RTC, ASYNC)
 
 
@@ -87,10 +88,13 @@ class Bench:
         return self._agent(side, delay_s, seconds, seed)
 
     def _agent(self, side: str, delay_s: float, seconds: float, seed: int) -> Outcome:
-        settings: dict[str, Any] = {
-            "policy": {"extra_delay_s": delay_s, "synchronous": side == OURS_SYNC, "starve_stop_s": 60.0}
+        policy_settings = {
+            "extra_delay_s": delay_s,
+            "synchronous": side == OURS_SYNC,
+            "roll_forward": side == OURS_ROLLED,
+            "starve_stop_s": 60.0,
         }
-        with TaskStation(self._table, self._policy, f"run-{self._count}", **settings) as station:
+        with TaskStation(self._table, self._policy, f"run-{self._count}", policy=policy_settings) as station:
             station.start(TASK)
             time.sleep(WARM_S)
             begin_ns = time.monotonic_ns()
