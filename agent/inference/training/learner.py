@@ -8,9 +8,9 @@ import dataclasses
 import math
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from agent.errors import BadInput, Fatal
 from agent.inference.checkpoint import WEIGHTS as POLICY_WEIGHTS
 from agent.inference.loading import Loaded
 from agent.inference.training.plan import Method, Plan
-from agent.inference.training.rows import Rows
 from agent.inference.training.saved import WEIGHTS
 
 LORA_RANK: Final = 16  # lerobot's
@@ -35,19 +34,47 @@ VALIDATION_SEED: Final = 20_000_001
 METERS: Final = ("loss", "grad_norm", "lr", "update_s", "gpu_mem_gb")
 
 
-class Learner:
-    """One step after the other. `step` is how many were taken."""
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """The adapters of the method `lora`."""
 
-    def __init__(self, loaded: Loaded, plan: Plan, rows: Rows) -> None:
+    rank: int = LORA_RANK
+    alpha: int | None = None  # None: left to peft, which takes 8; what an adapter adds is scaled by alpha / rank
+    targets: str | None = None  # regular expression of module names; None: lerobot's own for the policy
+
+
+class Learning(Protocol):
+    """Rows to learn from and rows to judge by."""
+
+    @property
+    def episodes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, step: int) -> Iterator[dict[str, Any]]: ...
+
+    def held_out(self) -> Iterator[dict[str, Any]]: ...
+
+
+class Learner:
+    """One step after the other. `step` is how many were taken, `seen` how many rows that were."""
+
+    def __init__(
+        self, loaded: Loaded, plan: Plan, rows: Learning, lora: Lora | None = None, scheduled: bool = True
+    ) -> None:
+        """Without `scheduled`, the rate is the same at each step."""
         self._loaded, self._plan, self._rows = loaded, plan, rows
         _seed(plan.seed, 0)
-        self._policy = _trainable(loaded, plan.method)
+        self._policy = _trainable(loaded, plan.method, lora or Lora())
         self._optimizer, self._scheduler, self._clip = _optimizer(self._policy, loaded.policy.config, plan)
+        if not scheduled:
+            self._scheduler = None
         self._accelerator = Accelerator(cpu=loaded.device == "cpu", step_scheduler_with_optimizer=False)
         meters = {name: AverageMeter(name) for name in METERS}
         self._tracker = MetricsTracker(plan.batch, len(rows), rows.episodes, meters, accelerator=self._accelerator)
         self._batches: Iterator[dict[str, Any]] | None = None
         self.step = 0
+        self.seen = 0
 
     @property
     def trained(self) -> int:
@@ -61,7 +88,7 @@ class Learner:
     @property
     def checkpoint_bytes(self) -> int:
         """Weights and two moments each."""
-        return 3 * sum(value.numel() * value.element_size() for value in self._changing().values())
+        return 3 * sum(value.numel() * value.element_size() for value in self.changing().values())
 
     @property
     def rate(self) -> float:
@@ -70,7 +97,8 @@ class Learner:
     def learn(self) -> float:
         """One step; its loss. Raises Fatal when that is no number: nothing that comes after it would be."""
         self._batches = self._batches or self._rows.batches(self.step)
-        batch = self._loaded.preprocessor(next(self._batches))
+        rows = next(self._batches)
+        batch = self._loaded.preprocessor(rows)
         _seed(self._plan.seed, self.step)
         self._tracker, _ = update_policy(
             self._tracker,
@@ -88,6 +116,7 @@ class Learner:
                 f"Begin anew under another --name, with a --rate below {self.rate:.1e}.",
             )
         self.step += 1
+        self.seen += len(rows["index"])
         return loss
 
     def validate(self) -> float | None:
@@ -104,7 +133,7 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Into an empty folder."""
-        save_file({name: value.contiguous() for name, value in self._changing().items()}, folder / WEIGHTS)
+        save_file({name: value.contiguous() for name, value in self.changing().items()}, folder / WEIGHTS)
         save_training_state(
             folder, self.step, self._optimizer, self._scheduler, num_processes=1, batch_size=self._plan.batch
         )
@@ -112,10 +141,33 @@ class Learner:
     def restore(self, folder: Path) -> None:
         """Raises Fatal when the checkpoint is not of this training."""
         weights = load_file(folder / WEIGHTS, device=self._loaded.device)
-        if weights.keys() != self._changing().keys():
+        if weights.keys() != self.changing().keys():
             raise Fatal(f"{folder} is not a checkpoint of this training.", "Begin the training anew.")
         self._policy.load_state_dict(weights, strict=False)
         self.step, self._optimizer, self._scheduler = load_training_state(folder, self._optimizer, self._scheduler)
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Other values of what training changes, by the names of `changing`. Raises BadInput when they do not fit."""
+        mine = self.changing()
+        wrong = [name for name in mine if name not in weights or weights[name].shape != mine[name].shape]
+        if wrong or len(weights) != len(mine):
+            raise BadInput(f"Weights do not fit what is trained: {', '.join(wrong[:3]) or 'there are too many'}.")
+        with torch.no_grad():
+            for name, value in mine.items():
+                value.copy_(weights[name])
+
+    def stay_near(self, strength: float) -> None:
+        """Let every step be drawn back to the present weights, as by a loss of strength / 2 * |w - present|^2: the
+        proximal term of FedProx (Li et al. 2018, arXiv:1812.06127). It is added after gradients were clipped."""
+        weights = [each for each in self._policy.parameters() if each.requires_grad]
+        present = [each.detach().clone() for each in weights]
+
+        def draw_back(*_: object) -> None:
+            for each, anchor in zip(weights, present, strict=True):
+                if each.grad is not None:
+                    each.grad.add_(each.detach() - anchor, alpha=strength)
+
+        self._optimizer.register_step_pre_hook(draw_back)
 
     def export(self, folder: Path) -> None:
         """The whole policy, as lerobot saves one, with the processors that it had. It cannot learn on after this."""
@@ -128,7 +180,7 @@ class Learner:
                 shutil.copyfile(path, folder / path.name)
         save_model(policy, str(folder / POLICY_WEIGHTS))
 
-    def _changing(self) -> dict[str, torch.Tensor]:
+    def changing(self) -> dict[str, torch.Tensor]:
         """Parameters that are trained, and whatever else is part of the state, such as running means."""
         parameters = dict(self._policy.named_parameters())
         state = self._policy.state_dict()
@@ -137,15 +189,21 @@ class Learner:
         return {name: value for name, value in state.items() if name not in frozen | shared}
 
 
-def _trainable(loaded: Loaded, method: Method) -> Any:
+def _trainable(loaded: Loaded, method: Method, lora: Lora) -> Any:
     """The policy with gradients where the method wants them, by lerobot's own switches."""
     policy = loaded.policy
     policy.requires_grad_(True)
     if method is Method.LORA:
         policy.config.pretrained_path = loaded.bundle.policy  # lerobot gives adapters only to a policy that has one
         try:
-            # Its scale is left to peft: 8 / rank.
-            return policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": LORA_RANK})
+            return policy.wrap_with_peft(
+                peft_cli_overrides={
+                    "method_type": "LORA",
+                    "r": lora.rank,
+                    "lora_alpha": lora.alpha,
+                    "target_modules": lora.targets,
+                }
+            )
         except ValueError as error:
             raise BadInput(
                 f"lerobot has no adapters for {loaded.bundle.manifest.type}: {error}", "Give --method full."
