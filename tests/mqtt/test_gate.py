@@ -1,5 +1,6 @@
 """Which commands pass, and that each passes once."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -219,53 +220,53 @@ def test_questions_are_remembered_in_bounds(bench: Bench) -> None:
     assert bench.refused("status", id=f"status-{3 * RECENT_IDS - 1:05}").reason is Reason.REPEATED
 
 
-STEPS = st.one_of(
-    st.tuples(
-        st.just("send"),
-        st.sampled_from(["park", "hold", "record.stop"]),
-        st.integers(0, 5),
-        st.floats(-12, 3),
-        st.floats(0.5, 10),
-    ),
-    st.tuples(st.just("advance"), st.floats(0, 400)),
-    st.tuples(st.just("set back"), st.floats(0, 1000)),
-    st.tuples(st.just("flood")),
-    st.tuples(st.just("restart")),
+def test_what_was_forgotten_stays_expired_when_the_clock_is_set_back(bench: Bench) -> None:
+    made = payload(command(issued_s=NOW_S, life_s=10.0))
+    bench.seen.keep(bench.gate.examine("park", made, retained=False).id)
+    bench.clock.advance(20)
+    bench.seen._forget(bench.clock.wall)
+    bench.seen._rewrite()
+    bench.clock.wall -= 20
+    for _ in range(2):
+        with pytest.raises(Refusal) as refusal:
+            bench.gate.examine("park", made, retained=False)
+        assert refusal.value.reason is Reason.EXPIRED
+        bench.restart()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.sampled_from(["send", "send another", "later", "earlier", "forget", "restart"]), min_size=5, max_size=25
+    )
 )
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(STEPS, max_size=40))
 def test_no_message_is_taken_twice_whatever_the_clock_does(
-    steps: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory
+    steps: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The same messages come again and again, between restarts, floods, and a clock that is set back."""
+    """The same messages come again and again, between restarts, floods, and a clock that is set back and forth."""
     bench = Bench(tmp_path_factory.mktemp("gate"))
-    sent: dict[int, tuple[str, bytes]] = {}
-    taken: list[int] = []
-    for kind, *values in steps:
-        match kind, values:
-            case "send", [verb, number, issued, life_s]:
-                made = payload(command(issued_s=bench.clock.wall + issued, life_s=life_s, id=f"command-{number}"))
-                verb, made = sent.setdefault(number, (verb, made))
-                try:
-                    order = bench.gate.examine(verb, made, retained=False)
-                except Refusal:
-                    continue
-                bench.seen.keep(order.id)
-                taken.append(number)
-            case "advance", [s]:
-                bench.clock.advance(s)
-            case "set back", [s]:
-                bench.clock.wall -= s
-            case "flood", []:
+    messages = {
+        "send": payload(command(issued_s=NOW_S, life_s=10.0, id="command-1")),
+        "send another": payload(command(issued_s=NOW_S + 20, life_s=10.0, id="command-2")),
+    }
+    taken: list[str] = []
+    for step in steps:
+        match step:
+            case "later":
+                bench.clock.advance(20)
+            case "earlier":
+                bench.clock.wall -= 20
+            case "forget":  # what a flood does
                 bench.seen._forget(bench.clock.wall)
                 bench.seen._rewrite()
-            case "restart", []:
+            case "restart":
                 bench.restart()
-    # A stop may come through again when its memory had to go and the clock was set back: twice is better than never.
-    others = [number for number in taken if sent[number][0] != "hold"]
-    assert len(others) == len(set(others))
+            case _:
+                with contextlib.suppress(Refusal):
+                    order = bench.gate.examine("park", messages[step], retained=False)
+                    bench.seen.keep(order.id)
+                    taken.append(order.id)
+    assert len(taken) == len(set(taken))
 
 
 def test_the_payload_of_a_command_is_what_the_guide_shows() -> None:
