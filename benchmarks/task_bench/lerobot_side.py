@@ -45,6 +45,7 @@ class LerobotRun:
 
 def main(argv: list[str]) -> None:
     run = LerobotRun(**json.loads(Path(argv[1]).read_text()))
+    os.chdir(Path(argv[1]).parent)  # lerobot's server writes its log where it stands
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable(logging.WARNING)
     print(json.dumps({"sync": _rollout, "rtc": _rollout, "async": _client_and_server}[run.kind](run)), flush=True)
