@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agent.errors import BadInput
+from agent.fl.settings import Settings
 from agent.inference.bundle import Bundle
 from agent.inference.checkpoint import WEIGHTS
 from agent.inference.contents import Tensor, tensors
@@ -43,6 +44,11 @@ class Shape:
     rank: int = 16
     alpha: int = 8
     targets: tuple[str, ...] = ()  # last parts of module names; none: lerobot's
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Shape":
+        targets = tuple(name for name in settings.adapter_targets.split(",") if name)
+        return cls(settings.method, settings.adapter_rank, settings.adapter_alpha, targets)
 
     @property
     def scale(self) -> float:
