@@ -275,6 +275,13 @@ class MarkEpisode(msgspec.Struct, frozen=True, tag="mark"):
     success: bool | None
 
 
+class HideEpisode(msgspec.Struct, frozen=True, tag="hide"):
+    """Delete a committed episode, or restore it: it is hidden from lists and training, its files stay."""
+
+    episode: int
+    deleted: bool
+
+
 class RecorderQuery(msgspec.Struct, frozen=True, tag="query"):
     pass
 
@@ -283,7 +290,9 @@ class RecorderShutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Commit what runs and exit."""
 
 
-type RecorderCommand = StartEpisode | FinishEpisode | DiscardEpisode | MarkEpisode | RecorderQuery | RecorderShutdown
+type RecorderCommand = (
+    StartEpisode | FinishEpisode | DiscardEpisode | MarkEpisode | HideEpisode | RecorderQuery | RecorderShutdown
+)
 
 
 class EpisodeResult(msgspec.Struct, frozen=True):

@@ -285,6 +285,7 @@ class EpisodeSummary(Reply):
     source: str
     success: bool | None
     salvaged: bool
+    deleted: bool = False
 
 
 class Stopped(Reply):

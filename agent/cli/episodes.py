@@ -28,6 +28,8 @@ def register(app: typer.Typer) -> None:
     episodes.command("show", cls=Command, epilog="Example: so-agent episodes show 3")(show)
     episodes.command("check", cls=Command, epilog="Example: so-agent episodes check -c station.yaml")(check)
     episodes.command("repair", cls=Command, epilog="Example: so-agent episodes repair -c station.yaml")(repair)
+    episodes.command("delete", cls=Command, epilog="Example: so-agent episodes delete 3")(delete)
+    episodes.command("restore", cls=Command, epilog="Example: so-agent episodes restore 3")(restore)
     episodes.command("mark", cls=Command, epilog="Example: so-agent episodes mark 3 --success")(mark)
     app.add_typer(episodes)
 
@@ -46,12 +48,15 @@ def _index(dataset: str | None = None) -> "DatasetIndex":
     return DatasetIndex(config.paths.datasets / dataset if dataset else config.paths.dataset)
 
 
-def list_(dataset: DatasetName = None) -> None:
+def list_(
+    dataset: DatasetName = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Also those that were deleted.")] = False,
+) -> None:
     """List the episodes of a dataset. Works without a running agent."""
     rows: list[dict[str, Any]] = (
-        msgspec.to_builtins(_index(dataset).list())
+        msgspec.to_builtins(_index(dataset).list(deleted))
         if invocation().config
-        else invocation().call("episodes.list")["episodes"]
+        else invocation().call("episodes.list", {"deleted": True} if deleted else {})["episodes"]
     )
     if invocation().json:
         typer.echo(json.dumps(rows))
@@ -60,7 +65,7 @@ def list_(dataset: DatasetName = None) -> None:
         typer.echo("No episodes yet.")
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("episode", "task", "frames", "seconds", "source", "success", "salvaged"):
+    for name in ("episode", "task", "frames", "seconds", "source", "success", ""):
         table.add_column(name, justify="right" if name in ("episode", "frames", "seconds") else "left")
     for row in rows:
         table.add_row(
@@ -70,7 +75,7 @@ def list_(dataset: DatasetName = None) -> None:
             f"{row['seconds']:.1f}",
             str(row["source"]),
             _judged(row["success"]),
-            Text("salvaged", "yellow") if row["salvaged"] else "",
+            Text("deleted", "red") if row["deleted"] else Text("salvaged", "yellow") if row["salvaged"] else "",
         )
     Console().print(table)
 
@@ -146,3 +151,15 @@ def mark(
     result = invocation().call("episodes.mark", {"episode": episode, "success": success})
     word = "not judged" if success is None else "a success" if success else "a failure"
     invocation().show(result, f"Episode {episode} is marked as {word}.")
+
+
+def delete(episode: EpisodeNumber) -> None:
+    """Hide an episode from lists and from training. Its files stay, so that it can be restored."""
+    result = invocation().call("episodes.delete", {"episode": episode})
+    invocation().show(result, f"Episode {episode} is deleted; `so-agent episodes restore {episode}` brings it back.")
+
+
+def restore(episode: EpisodeNumber) -> None:
+    """Bring a deleted episode back."""
+    result = invocation().call("episodes.restore", {"episode": episode})
+    invocation().show(result, f"Episode {episode} is back.")

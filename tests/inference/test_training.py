@@ -32,6 +32,7 @@ from agent.inference.training.plan import Plan, Wish, make_plan, read_plan, spli
 from agent.inference.training.rows import Rows
 from agent.inference.training.run import Training
 from agent.inference.training.supervise import Share, Supervisor, begin, go_on
+from agent.robot.recording.index import DatasetIndex
 from agent.robot.recording.repair import repair
 from tests.inference.checkpoints import act, smolvla
 from tests.recording.made import journal
@@ -393,6 +394,16 @@ def test_held_out_episodes_are_never_learnt_from(made: Made) -> None:
     judged = [int(number) for batch in rows.held_out() for number in batch["episode_index"]]
     assert set(judged) == set(plan.held_out)
     assert judged == [int(number) for batch in rows.held_out() for number in batch["episode_index"]]
+
+
+def test_deleted_episodes_are_not_learnt_from(made: Made, tmp_path: Path) -> None:
+    dataset = tmp_path / made.dataset.name
+    shutil.copytree(made.dataset, dataset)
+    before = make_plan(wish(hold_out=2), made.policy, dataset)
+    DatasetIndex(dataset).delete(before.episodes[0])
+    DatasetIndex(dataset).delete(before.held_out[0])
+    after = make_plan(wish(hold_out=2), made.policy, dataset)
+    assert (after.episodes, after.held_out) == (before.episodes[1:], before.held_out[1:])
 
 
 def test_the_order_of_rows_depends_on_seed_and_step_alone(made: Made) -> None:

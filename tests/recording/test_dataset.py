@@ -86,6 +86,7 @@ def test_the_list_has_the_public_shape(dataset: Path) -> None:
         "source": "teleop",
         "success": True,
         "salvaged": False,
+        "deleted": False,
     }
 
 

@@ -18,6 +18,7 @@ from agent.errors import BadInput, DeviceFault, Exit, Refused
 from agent.messages import (
     DiscardEpisode,
     FinishEpisode,
+    HideEpisode,
     MarkEpisode,
     RecorderQuery,
     RecorderState,
@@ -158,6 +159,22 @@ def test_a_judgement_can_be_given_and_taken_back_later(config: StationConfig, re
             assert index.list()[0].success is judgement
         with pytest.raises(BadInput, match="no episode 7"):
             recorder.ask(MarkEpisode(7, True))
+
+
+def test_a_deleted_episode_is_hidden_until_it_is_restored(config: StationConfig, recorder: RecorderProcess) -> None:
+    with SyntheticStation(config):
+        recorder.start()
+        first, second = record(recorder, 5), record(recorder, 5)
+        index = DatasetIndex(config.paths.dataset)
+        recorder.ask(HideEpisode(first, deleted=True))
+        assert [each.episode for each in index.list()] == [second]
+        assert [each.deleted for each in index.list(deleted=True)] == [True, False]
+        assert record(recorder, 5) == second + 1, "its number stays taken"
+        recorder.ask(HideEpisode(first, deleted=False))
+        assert [each.episode for each in index.list()] == [first, second, second + 1]
+        with pytest.raises(BadInput, match="no episode 7"):
+            recorder.ask(HideEpisode(7, deleted=True))
+    assert numbers(opened(config.paths.dataset)), "it is still the dataset that lerobot opens"
 
 
 def test_sigterm_commits_the_running_episode(config: StationConfig, recorder: RecorderProcess) -> None:

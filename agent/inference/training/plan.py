@@ -138,6 +138,12 @@ def make_plan(wish: Wish, bundle: Bundle, dataset: Path) -> Plan:
         check_scaling(bundle)
     seed = _within("--seed", 0 if wish.seed is None else wish.seed, 0, 2**31 - 1)
     episodes, held_out = split(int(info["total_episodes"]), wish.hold_out, seed)
+    gone = deleted(dataset)
+    if gone.issuperset(episodes):
+        raise BadInput(
+            f"All episodes of {dataset.name} to learn from are deleted.",
+            "Restore some with `so-agent episodes restore`.",
+        )
     return Plan(
         format=FORMAT,
         name=name,
@@ -151,8 +157,8 @@ def make_plan(wish: Wish, bundle: Bundle, dataset: Path) -> Plan:
         seed=seed,
         statistics=statistics,
         cameras=cameras,
-        episodes=episodes,
-        held_out=held_out,
+        episodes=tuple(number for number in episodes if number not in gone),
+        held_out=tuple(number for number in held_out if number not in gone),
     )
 
 
@@ -204,6 +210,12 @@ def split(episodes: int, hold_out: int | None, seed: int) -> tuple[tuple[int, ..
     bounds = [round(part * episodes / hold_out) for part in range(hold_out + 1)] if hold_out else []
     held = {dice.randrange(first, end) for first, end in pairwise(bounds)}
     return tuple(number for number in range(episodes) if number not in held), tuple(sorted(held))
+
+
+def deleted(dataset: Path) -> set[int]:
+    """Episodes that a person has deleted: they are hidden, and their numbers stay taken."""
+    facts = [read_json(path) for path in (dataset / "meta" / "so_agent").glob("episode-*.json")]
+    return {int(each["episode"]) for each in facts if each.get("deleted")}
 
 
 def check_arm(dataset: Path, info: Mapping[str, Any]) -> None:

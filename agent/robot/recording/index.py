@@ -1,6 +1,7 @@
 """What is in a dataset, for the daemon and the command line: fast, and without lerobot or torch."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ class EpisodeSummary(msgspec.Struct, frozen=True):
     source: str  # teleop, policy, intervention; "unknown" for episodes that another tool recorded
     success: bool | None
     salvaged: bool
+    deleted: bool = False  # hidden from lists and training until it is restored; every file of it is still there
 
 
 class DatasetIndex:
@@ -45,18 +47,20 @@ class DatasetIndex:
         """Committed episodes; 0 where there is no dataset yet."""
         return int(self._info().get("total_episodes", 0))
 
-    def list(self) -> list[EpisodeSummary]:
-        summaries = []
+    def list(self, deleted: bool = False) -> list[EpisodeSummary]:
+        """In the order of the dataset; with `deleted` also those that a person has deleted."""
+        return [summary for summary in self._all() if deleted or not summary.deleted]
+
+    def _all(self) -> Iterator[EpisodeSummary]:
         foreign: dict[int, EpisodeSummary] | None = None
         for number in range(self.count()):
             path = self.dataset / sidecar_path(number)
             if path.exists():
-                summaries.append(msgspec.json.decode(path.read_bytes(), type=EpisodeSummary))
+                yield msgspec.json.decode(path.read_bytes(), type=EpisodeSummary)
                 continue
             foreign = foreign if foreign is not None else self._from_lerobot()
             if number in foreign:
-                summaries.append(foreign[number])
-        return summaries
+                yield foreign[number]
 
     def show(self, episode: int) -> dict[str, Any]:
         """Everything known about one episode. Raises BadInput when there is none of that number."""
@@ -70,8 +74,17 @@ class DatasetIndex:
 
     def mark(self, episode: int, success: bool | None) -> None:
         """Judge an episode afterwards; readers see the old or the new judgement, never half of one."""
-        facts = self.show(episode)
-        facts["success"] = success
+        self._change(episode, success=success)
+
+    def delete(self, episode: int) -> None:
+        """Hide an episode from lists and training. Its number stays taken, and nothing of it is removed."""
+        self._change(episode, deleted=True)
+
+    def restore(self, episode: int) -> None:
+        self._change(episode, deleted=False)
+
+    def _change(self, episode: int, **changes: Any) -> None:
+        facts = self.show(episode) | changes
         Disk().replace(self.dataset / sidecar_path(episode), as_json(facts))
 
     def _require(self, episode: int) -> None:

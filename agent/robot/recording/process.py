@@ -29,6 +29,7 @@ from agent.messages import (
     EpisodeResult,
     FinishEpisode,
     FrameHeader,
+    HideEpisode,
     MarkEpisode,
     Problem,
     RecorderCommand,
@@ -254,6 +255,10 @@ class Recorder:
                 self._close()
             case MarkEpisode(episode=episode, success=success):
                 self._index.mark(episode, success)
+            case HideEpisode(episode=episode, deleted=True):
+                self._index.delete(episode)
+            case HideEpisode(episode=episode):
+                self._index.restore(episode)
             case RecorderShutdown():
                 self._leaving = True
             case RecorderQuery():
