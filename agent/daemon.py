@@ -54,7 +54,7 @@ def _vitals(station: Station) -> Vitals:
     return Vitals(
         station.machine.mode,
         station.machine.reason,
-        progress=station.tick and (station.tick.seq, station.tick.due_ns),
+        progress=station.links.tick and (station.links.tick.seq, station.links.tick.due_ns),
         given_up=station.supervisor.children["arm"].failed,
     )
 

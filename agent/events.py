@@ -6,6 +6,7 @@ many; nobody can make the station wait or grow.
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -19,6 +20,12 @@ MEMORY_EVENTS: Final = 1000
 
 QUEUE_EVENTS: Final = 200
 """What one listener may be behind. A busy minute has ten."""
+
+
+type Progress = Callable[[dict[str, Any]], Awaitable[None]]
+
+BEAT_S: Final = 2.0
+"""A line at least this often to those who follow: they see that the agent lives, it sees that they do."""
 
 
 class EventKind(StrEnum):
@@ -82,7 +89,7 @@ class EventLog:
         """The number of the newest event; before the first one, the number before it."""
         return self._next - 1
 
-    def publish(self, kind: EventKind, text: str, **data: Any) -> Event:
+    def publish(self, kind: EventKind, text: str, /, **data: Any) -> Event:
         at = datetime.fromtimestamp(self._clock.wall_s(), UTC).isoformat(timespec="milliseconds")
         event = Event(self._next, at, kind, f"{text.rstrip('.')}.", data)  # reasons end with a full stop, or do not
         self._next += 1
@@ -100,6 +107,29 @@ class EventLog:
         events = [event for event in self._memory if event.seq > known]
         oldest = self._memory[0].seq if self._memory else self._next
         return max(0, oldest - max(known + 1, self._first)), events
+
+    async def tell(
+        self, since: int, follow: bool, progress: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> dict[str, Any]:
+        """What is remembered since an event. With `follow`: tell that, then everything that comes, for ever."""
+        listener = self.follow()
+        try:
+            lost, events = self.since(since)
+            if not follow:
+                return {"events": msgspec.to_builtins(events), "last": self.last, "lost": lost}
+            while True:
+                if lost:
+                    await progress({"lost": lost})
+                for event in events:
+                    await progress({"event": msgspec.to_builtins(event)})
+                try:
+                    lost, event = await asyncio.wait_for(listener.next(), BEAT_S)
+                    events = [event]
+                except TimeoutError:
+                    lost, events = 0, []
+                    await progress({"last": self.last})
+        finally:
+            self.unfollow(listener)
 
     def follow(self) -> Listener:
         """A listener for what comes from now on. Give it back to `unfollow`."""

@@ -45,6 +45,11 @@ TABLE: dict[Mode, frozenset[Mode]] = {
 
 RECORDABLE = frozenset({Mode.TELEOP, Mode.EXECUTING})
 
+GUARDED = frozenset({Mode.ALIGNING, Mode.TELEOP, Mode.EXECUTING})
+"""Motion that ends when the lease does that it was begun with. An arm that is parking goes on: it comes to rest."""
+
+MOVING = GUARDED | {Mode.HOMING}
+
 PASSING = (Mode.HOLD, Mode.ALIGNING)
 """Modes that may have been passed through before anyone could look: the arm is held, or was aligned already."""
 

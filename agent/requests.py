@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from agent.config import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, StationConfig, check_task
@@ -27,6 +28,23 @@ class Request:
     def remote(self) -> bool:
         """Whether it comes from a distance, or asks to be treated so. It may move the arm only with a lease."""
         return self.via is not None or self.token is not None
+
+
+class From(StrEnum):
+    """From where a verb may be asked for."""
+
+    ANYWHERE = "anywhere"
+    LEASE = "lease"  # from a distance only with control
+    HERE = "here"  # on this machine only
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What carries a request out, and what it takes to ask for it."""
+
+    do: Callable[[Request], Awaitable[dict[str, Any]]]
+    origin: From = From.ANYWHERE
+    wants_arm: bool = False  # whatever else happens on this computer makes room first
 
 
 def origin(args: dict[str, Any], progress: Progress) -> Request:

@@ -66,7 +66,7 @@ async def bench(config: StationConfig, arm: FakeArm) -> AsyncIterator[Bench]:
         yield bench
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
-    await asyncio.gather(*station._background, return_exceptions=True)
+    await station.background.settle()
 
 
 NEED_A_LEASE = [
@@ -185,7 +185,7 @@ async def test_a_request_of_the_operator_that_fails_leaves_no_motion_without_an_
 async def test_motion_that_begins_too_late_is_held_at_once(bench: Bench) -> None:
     """The lease ends while the arm is being asked."""
     token = await bench.take()
-    async with bench.station._one_at_a_time:
+    async with bench.station.motion.alone:
         waiting = asyncio.ensure_future(bench.page.call("teleop.start", {"lease": token}))
         await asyncio.sleep(0.05)
         await bench.page.call("lease.release", {"token": token})
@@ -194,14 +194,14 @@ async def test_motion_that_begins_too_late_is_held_at_once(bench: Bench) -> None
     assert Drive.ALIGN not in bench.arm.drives
 
     token = await bench.take()
-    asking = bench.station.ask_arm
+    asking = bench.station.links.ask_arm
 
     async def slow(*args: Any, **more: Any) -> Any:
-        bench.station.ask_arm = asking  # type: ignore[method-assign]
+        bench.station.links.ask_arm = asking  # type: ignore[method-assign]
         bench.station.leases.release(token)
         return await asking(*args, **more)
 
-    bench.station.ask_arm = slow  # type: ignore[method-assign]
+    bench.station.links.ask_arm = slow  # type: ignore[method-assign]
     with contextlib.suppress(AgentError):
         await bench.page.call("teleop.start", {"lease": token})
     await bench.mode(Mode.HOLD)
@@ -210,7 +210,7 @@ async def test_motion_that_begins_too_late_is_held_at_once(bench: Bench) -> None
 
 async def test_hold_does_not_wait_for_what_is_under_way(bench: Bench) -> None:
     await bench.here.call("teleop.start")
-    async with bench.station._one_at_a_time:
+    async with bench.station.motion.alone:
         waiting = asyncio.ensure_future(bench.here.call("hold"))
         assert await asyncio.to_thread(bench.arm.held.wait, 2.0)
         assert not waiting.done()

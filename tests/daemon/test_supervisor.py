@@ -101,7 +101,7 @@ async def test_a_child_that_is_not_vital_is_tried_for_ever_reported_once_and_for
 ) -> None:
     monkeypatch.setattr("agent.supervisor.BACKOFF_S", (0.0, 0.01))
     monkeypatch.setattr("agent.supervisor.RETRY_S", 0.05)
-    monkeypatch.setattr("agent.supervisor.STABLE_S", 0.5)
+    monkeypatch.setattr("agent.supervisor.STABLE_S", 3.0)
     log, well = tmp_path / "log", tmp_path / "well"
     spec = ChildSpec(
         "moody", "tests.daemon.children:crashing_until", "test", {"log": str(log), "well": str(well)}, vital=False

@@ -90,7 +90,7 @@ async def bench(config: StationConfig, arm: FakeArm) -> AsyncIterator[Bench]:
         await serving
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
-    await asyncio.gather(*station._background, return_exceptions=True)
+    await station.background.settle()
 
 
 async def _nothing(event: dict[str, Any]) -> None:
