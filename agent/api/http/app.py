@@ -16,7 +16,7 @@ from agent.api.http.access.visitors import Visitors
 from agent.api.http.live import Live
 from agent.api.http.page import Page
 from agent.api.http.previews import Previews
-from agent.api.http.routes import cameras, lease, session, station, verbs
+from agent.api.http.routes import cameras, episodes, lease, policies, session, station, verbs
 from agent.api.http.surface import Surface
 from agent.api.local import AsyncClient
 from agent.api.schemas import Problem
@@ -71,7 +71,16 @@ def create(config: StationConfig, settings: Http, clock: Clock) -> FastAPI:
     app.state.surface = surface
     app.openapi = lambda: _described(app)  # type: ignore[method-assign] # FastAPI's documented way to extend it
     problems.install(app)
-    for routes in (station.routes, session.routes, lease.routes, verbs.router(), cameras.routes, Page().router()):
+    for routes in (
+        station.routes,
+        session.routes,
+        lease.routes,
+        verbs.router(),
+        cameras.routes,
+        episodes.routes,
+        policies.routes,
+        Page().router(),
+    ):
         app.include_router(routes)
     return app
 

@@ -1,5 +1,6 @@
 """Who is asking: what they may do, and how the page logs in."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -12,10 +13,38 @@ from agent.api.http.access.visitors import Visitor
 from agent.api.http.problems import COMMON
 from agent.api.http.surface import Shared, Surface, Who
 from agent.api.schemas import Access, Reply
+from agent.config import TASK_MAX_CHARS, StationConfig
+from agent.errors import BadInput
+from agent.messages import JOINTS
+from agent.robot.calibration import GRIPPER, Scale, load
+from agent.robot.safety import Limits
 
 routes = APIRouter(prefix="/api/v1/session", tags=["session"], responses=COMMON)
 
 TOKEN_MAX_CHARS = 200
+
+
+class Joint(Reply):
+    name: str
+    unit: Literal["°", "%"]
+    low: Annotated[float | None, Field(description="Calibrated range, less the margin; null without a calibration.")]
+    high: float | None
+
+
+class About(Reply):
+    """What does not change while the agent runs."""
+
+    model: str
+    has_leader: bool
+    estop: Annotated[str, Field(description="`hold` keeps torque on; `limp` drops the arm.")]
+    joints: list[Joint]
+    max_temperature_c: float
+    min_voltage_v: float
+    recording_fps: int
+    max_episode_s: float
+    min_free_gb: float
+    dataset: str
+    task_max_chars: int
 
 
 class Session(Reply):
@@ -30,6 +59,7 @@ class Session(Reply):
     preview_fps: float
     lease_s: float
     cameras: Annotated[list[str], Field(description="In the order of their views.")]
+    about: About
 
 
 class Login(schemas.Request):
@@ -84,4 +114,38 @@ def _describe(surface: Surface, visitor: Visitor) -> dict[str, Any]:
         "preview_fps": surface.settings.preview_fps,
         "lease_s": surface.settings.lease_s,
         "cameras": list(surface.config.views().values()),
+        "about": _about(surface.config),
     }
+
+
+def _about(config: StationConfig) -> dict[str, Any]:
+    low, high = _range(config)
+    units = ["%" if name == GRIPPER else "°" for name in JOINTS]
+    return {
+        "model": config.robot.model,
+        "has_leader": config.robot.leader is not None,
+        "estop": config.safety.estop,
+        "joints": [
+            {"name": name, "unit": unit, "low": down, "high": up}
+            for name, unit, down, up in zip(JOINTS, units, low, high, strict=True)
+        ],
+        "max_temperature_c": config.safety.max_temperature_c,
+        "min_voltage_v": config.safety.min_voltage_v,
+        "recording_fps": config.recording.fps,
+        "max_episode_s": config.recording.max_episode_s,
+        "min_free_gb": config.recording.min_free_gb,
+        "dataset": config.recording.dataset,
+        "task_max_chars": TASK_MAX_CHARS,
+    }
+
+
+def _range(config: StationConfig) -> tuple[Sequence[float | None], Sequence[float | None]]:
+    try:
+        calibration = load(config.paths.follower_calibration)
+    except BadInput:
+        calibration = None  # the mode says so, too
+    if calibration is None:
+        nothing = [None] * len(JOINTS)
+        return nothing, nothing
+    limits = Limits.of(config.safety, Scale(calibration))
+    return limits.low, limits.high

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from agent.api.http.diagnostics import bundle
 from agent.api.http.metrics import exposition
 from agent.api.http.problems import COMMON
 from agent.api.http.surface import LOOK, Shared, Surface, Who, ask
 from agent.api.schemas import Reply, Status
-from agent.errors import NotRunning
+from agent.errors import AgentError, NotRunning
 
 routes = APIRouter(tags=["station"])
 
@@ -23,6 +24,13 @@ STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "Server-sent events: `status`, `joints`, `event` (numbered), `lost`, `beat`.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+ZIP: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "A zip file.",
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
@@ -73,6 +81,29 @@ async def status(surface: Shared, visitor: Who) -> JSONResponse:
 async def events(surface: Shared, since: EventNumber = 0) -> JSONResponse:
     """What happened, oldest first. The station remembers the last thousand events."""
     return JSONResponse(await surface.daemon.call("events", {"since": since}))
+
+
+@routes.get(
+    "/api/v1/diagnostics",
+    operation_id="diagnostics",
+    dependencies=[LOOK],
+    response_class=Response,
+    responses=COMMON | ZIP,
+)
+async def diagnostics(surface: Shared) -> Response:
+    """What to attach to a question: status, events, settings without secrets, versions, the newest log lines."""
+    status: dict[str, Any]
+    events: dict[str, Any]
+    try:
+        status = await surface.daemon.call("status")
+        events = await surface.daemon.call("events")
+    except AgentError as error:  # that it does not answer is worth knowing, too
+        status, events = {"problem": str(error)}, {}
+    content = await asyncio.to_thread(bundle, surface.config, status, events)
+    name = f"so-agent-{surface.config.station}.zip"
+    return Response(
+        content, media_type="application/zip", headers={"Content-Disposition": f'attachment; filename="{name}"'}
+    )
 
 
 @routes.get(
