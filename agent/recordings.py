@@ -10,9 +10,9 @@ from agent import requests
 from agent.clock import Clock, nanoseconds
 from agent.config import StationConfig
 from agent.errors import AgentError, DeviceFault, Refused
-from agent.events import EventLog
+from agent.events import EventKind, EventLog
 from agent.links import Links
-from agent.messages import MarkEpisode, RecorderReport
+from agent.messages import HideEpisode, MarkEpisode, RecorderReport
 from agent.requests import Request
 from agent.session import PROGRESS_S, Plan, Session
 from agent.telemetry import logger
@@ -107,8 +107,9 @@ class Recordings:
         return self.session
 
     async def list(self, request: Request) -> dict[str, Any]:
+        deleted = requests.flag(request.args, "deleted")
         requests.only(request.args)
-        return {"episodes": msgspec.to_builtins(await asyncio.to_thread(self._index().list))}
+        return {"episodes": msgspec.to_builtins(await asyncio.to_thread(self._index().list, deleted))}
 
     async def show(self, request: Request) -> dict[str, Any]:
         episode = requests.episode(request.args)
@@ -119,6 +120,20 @@ class Recordings:
         episode, success = requests.episode(request.args), request.args.pop("success", None)
         requests.only(request.args)
         await self._links.ask_recorder(MarkEpisode(episode, success))
+        return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
+
+    async def delete(self, request: Request) -> dict[str, Any]:
+        return await self._hide(request, deleted=True)
+
+    async def restore(self, request: Request) -> dict[str, Any]:
+        return await self._hide(request, deleted=False)
+
+    async def _hide(self, request: Request, deleted: bool) -> dict[str, Any]:
+        episode = requests.episode(request.args)
+        requests.only(request.args)
+        await self._links.ask_recorder(HideEpisode(episode, deleted))
+        done = "deleted" if deleted else "restored"
+        self._events.publish(EventKind.EPISODE, f"Episode {episode} was {done}.", episode=episode, outcome=done)
         return {"episode": msgspec.to_builtins(await asyncio.to_thread(self._index().show, episode))}
 
     def _index(self) -> Any:

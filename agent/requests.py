@@ -69,6 +69,14 @@ def episode(args: dict[str, Any]) -> int:
     return episode
 
 
+def flag(args: dict[str, Any], name: str) -> bool:
+    """Yes or no; no when it is not given."""
+    value = args.pop(name, False)
+    if not isinstance(value, bool):
+        raise BadInput(f"{name} must be true or false; found {value!r}.")
+    return value
+
+
 def events(args: dict[str, Any]) -> tuple[int, bool]:
     """After which event, and whether to wait for more."""
     since, follow = args.pop("since", None), args.pop("follow", False)

@@ -104,6 +104,8 @@ class Station:
             "episodes.list": Verb(recordings.list),
             "episodes.show": Verb(recordings.show),
             "episodes.mark": Verb(recordings.mark),
+            "episodes.delete": Verb(recordings.delete),
+            "episodes.restore": Verb(recordings.restore),
             "shutdown": Verb(self._shutdown_verb, From.HERE),
             **{name: Verb(do) for name, do in self.guest.verbs().items()},
         }
