@@ -6,6 +6,7 @@ path, what was found and what is allowed.
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +26,15 @@ TASK_MAX_CHARS = 30
 
 POLICY_TEXT_MAX_CHARS = 200
 """What a policy that learnt from other data sets may be told; more than its tokenizer reads."""
+
+CREDENTIALS = Path("/etc/so-agent/credentials")
+"""One folder a station; the service sees copies of the files in it."""
+
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
+"""Set by systemd for services with LoadCredential."""
+
+HOURS_PATTERN = r"^([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)$"
+"""From and to, such as 22:00-06:00."""
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -216,20 +226,33 @@ class Mqtt(_Model):
         return self
 
 
+class FederatedPrivacy(_Model):
+    """What this station insists on, whatever a run asks for; the stricter of both holds. See docs/federation.md."""
+
+    clip: Annotated[float, Field(gt=0, le=1000)]  # the longest update that leaves, L2 norm
+    noise: Annotated[float, Field(gt=0, le=1000)]  # standard deviation, as a multiple of the clip
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None  # over all runs; after it nothing leaves
+
+
 class Federation(_Model):
     """When this station may learn with others. Whether it does: `so-agent fl enroll` and `so-agent fl consent`."""
 
     idle_min: Annotated[float, Field(ge=0)] = 10.0  # minutes in which nobody wanted the arm
-    hours: tuple[Annotated[str, Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$")], ...] = ()  # local time; none: always
+    hours: tuple[Annotated[str, Field(pattern=HOURS_PATTERN)], ...] = ()  # 22:00-06:00, local time; none: always
     min_free_memory_gb: Annotated[float, Field(ge=0)] = 3.0
     min_free_disk_gb: Annotated[float, Field(ge=0)] = 5.0
     max_servo_c: Annotated[float, Field(ge=20, le=80)] = 50.0
     memory_max_gb: Annotated[float, Field(gt=0)] | None = None  # of everything federated; None: half of the machine's
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None  # None: all cores but the one the arm needs
     reply_within_s: Annotated[float, Field(ge=0, le=300)] = 30.0  # for partial work, when the arm is needed
     apps: tuple[
         Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...
     ] = ()  # SHA-256 of apps that may run, besides ours
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share of episodes that is never learnt from
+    share_statistics: bool = False  # count, mean and spread of the joints may leave, besides adapters and metrics
+    privacy: FederatedPrivacy | None = None
+    promote: bool = True  # a candidate that is not worse is used by itself, between tasks
     max_worse: Annotated[float, Field(ge=0, le=1)] = 0.02  # a candidate whose held-out loss is worse by more is refused
 
 
@@ -273,13 +296,15 @@ class StationConfig(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_state_dir(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """`{state_dir}` in any string stands for the folder, so that overriding one moves all."""
+        """`{state_dir}` in any string stands for the folder, so that overriding one moves all. `{credentials}` is where
+        the service manager shows this process what only root may read; `so-agent install` tells it what to show."""
         folder = str(Path(str(values.get("state_dir", "{state_dir}"))).expanduser())
+        credentials = os.environ.get(CREDENTIALS_VARIABLE) or str(CREDENTIALS / str(values.get("station", "")))
 
         def fill(value: Any) -> Any:
             match value:
                 case str():
-                    return value.replace("{state_dir}", folder)
+                    return value.replace("{state_dir}", folder).replace("{credentials}", credentials)
                 case dict():
                     return {key: fill(inner) for key, inner in value.items()}
                 case _:

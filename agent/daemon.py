@@ -13,6 +13,7 @@ from agent.api import local
 from agent.clock import SystemClock
 from agent.config import StationConfig
 from agent.errors import BadInput
+from agent.fl.federation import Federation
 from agent.station import Station
 from agent.telemetry import configure, logger
 from agent.watchdog import ServiceManager, Vitals, Watchdog
@@ -27,7 +28,7 @@ def run(config: StationConfig) -> None:
 
 
 async def _serve(config: StationConfig) -> None:
-    station = Station(config, SystemClock())
+    station = Station(config, SystemClock(), Federation)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, station.stop_requested.set)

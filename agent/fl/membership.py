@@ -47,7 +47,7 @@ class Membership:
         self._station = config.station
         self._datasets = config.paths.datasets
         self._clock = clock
-        self.folder = config.paths.federation
+        self.folder = config.paths.federation.absolute()
         self.authority = self.folder / "ca.crt"
         self.key = self.folder / "station.key"
         self.public_key = self.folder / "station.pub"

@@ -1,0 +1,253 @@
+"""Federation, as the station knows it: idle hours become a better policy, and the arm never waits for it.
+
+Once a second it looks at how things are (conditions.py) and joins or leaves. `yield_now` comes from the station in the
+moment in which somebody wants the arm.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from agent.clock import Clock, seconds
+from agent.config import StationConfig
+from agent.errors import AgentError, BadInput
+from agent.fl.brief import Brief, Privacy, Progress
+from agent.fl.conditions import GB, Surroundings, against
+from agent.fl.desk import Desk
+from agent.fl.membership import Membership
+from agent.fl.node import Node, NodeState
+from agent.telemetry import logger
+
+LOOK_S: Final = 1.0
+
+type Told = Callable[[dict[str, Any]], Awaitable[None]]
+type Verb = Callable[[dict[str, Any], Told], Awaitable[dict[str, Any]]]
+
+
+class Federation:
+    """Owned by the station; only its own event loop may touch it."""
+
+    def __init__(self, config: StationConfig, clock: Clock, desk: Desk) -> None:
+        self._config, self._clock, self._desk = config, clock, desk
+        self._settings = config.federation
+        self.membership = Membership(config, clock)
+        self.node = Node(config, self.membership, clock, self._work, desk.tell)
+        self._used_ns = clock.now_ns()
+        self._waived = False  # a person does not want to wait until the station has been idle for long
+        self._against: list[str] = ["the agent has just started"]
+        self._problem = ""
+        self._brief: Brief | None = None
+
+    # --- what the station calls ---
+
+    async def run(self) -> None:
+        """Until cancelled; then no process of it is left."""
+        node = asyncio.create_task(self.node.run(), name="supernode")
+        try:
+            while True:
+                self._step()
+                done, _ = await asyncio.wait([node], timeout=LOOK_S)
+                if done:
+                    node.result()
+        finally:
+            node.cancel()
+            await asyncio.gather(node, return_exceptions=True)
+            self._desk.training(None)
+
+    def yield_now(self, cause: str) -> None:
+        """The arm is wanted. A trainer stands still when this returns; the rest happens by itself."""
+        self._used_ns = self._clock.now_ns()
+        self._waived = False
+        if self.node.state is NodeState.OFF and not self.node.wanted:
+            return
+        short = _free_memory() < self._settings.min_free_memory_gb * GB
+        self.node.yield_now(f"the arm is needed: {cause}", grace=not short)
+        self._desk.training(None)
+        logger.info("federation makes way", cause=cause, state=self.node.state)
+
+    def judged(self, policy: str, success: bool) -> None:
+        """A person judged a task that this policy did."""
+        logger.debug("a task was judged", policy=policy, success=success)
+
+    def status(self) -> dict[str, Any]:
+        """For `so-agent status` and `fl status`; JSON."""
+        node = self.node
+        try:
+            enrolment, consent = self.membership.enrolment, self.membership.consent
+        except BadInput as error:
+            return {"enrolled": False, "state": NodeState.OFF, "reason": str(error), "against": [str(error)]}
+        why = self._against[0] if self._against and node.state is NodeState.OFF else node.reason
+        return {
+            "enrolled": enrolment is not None,
+            "superlink": enrolment.superlink if enrolment else None,
+            "key": enrolment.fingerprint if enrolment else None,
+            "paused": bool(enrolment and enrolment.paused),
+            "state": node.state,
+            "reason": self._problem or why or "joining",
+            "against": list(self._against),
+            "consent": sorted(consent.datasets),
+            "progress": self._progress(),
+            "messages": node.messages,
+            "preempted": node.preempted,
+            "refused": node.refused or None,
+            "peak_mb": node.peak_mb,
+            "isolation": {"by": node.room.kind, "limits": node.room.limits},
+        }
+
+    def verbs(self) -> dict[str, Verb]:
+        """To be answered by the station, under these names."""
+        return {
+            "fl.status": self._status_verb,
+            "fl.enroll": self._enroll_verb,
+            "fl.leave": self._leave_verb,
+            "fl.pause": self._pause_verb,
+            "fl.resume": self._resume_verb,
+            "fl.consent": self._consent_verb,
+        }
+
+    # --- once a second ---
+
+    def _step(self) -> None:
+        try:
+            self._against = against(self._settings, self._surroundings(), joined=self.node.wanted)
+            if self._against:
+                self.node.leave(self._against[0])
+            else:
+                self._tell()
+                self.node.join()
+            self._problem = ""
+        except (AgentError, OSError) as error:
+            # A file that cannot be read or a full disk: said in the status, and tried again in a second.
+            if str(error) != self._problem:
+                logger.error("federation cannot go on", problem=str(error))
+            self._problem = str(error)
+            self.node.leave(self._problem)
+
+    def _surroundings(self) -> Surroundings:
+        now_ns = self._clock.now_ns()
+        enrolment = self.membership.enrolment
+        wanted = self._desk.wanted()
+        if wanted:
+            self._used_ns, self._waived = now_ns, False
+        idle_s = seconds(now_ns - self._used_ns)
+        return Surroundings(
+            enrolled=enrolment is not None,
+            paused=bool(enrolment and enrolment.paused),
+            datasets=len(self.membership.learnable) if enrolment else 0,
+            wanted=wanted,
+            idle_s=float("inf") if self._waived else idle_s,
+            local=datetime.fromtimestamp(self._clock.wall_s()).time(),
+            free_memory_bytes=_free_memory(),
+            free_disk_bytes=_free_disk(self._config.paths.state),
+            hottest_c=self._desk.hottest_c(),
+        )
+
+    def _tell(self) -> None:
+        """The trainer learns of a consent that was given or taken back with its next message."""
+        settings, folders, paths = self._settings, self.node.folders, self._config.paths
+        privacy = settings.privacy
+        brief = Brief(
+            station=self._config.station,
+            datasets=tuple(str(dataset.absolute()) for dataset in self.membership.learnable),
+            held_out=settings.held_out,
+            policies=str(paths.policies.absolute()),
+            flag=str(folders.flag.absolute()),
+            progress=str(folders.progress.absolute()),
+            candidates=str(folders.candidates.absolute()),
+            scratch=str(folders.scratch.absolute()),
+            threads=settings.threads or max(1, len(os.sched_getaffinity(0)) - 1),
+            ledger=str(folders.ledger.absolute()),
+            privacy=Privacy(**privacy.model_dump()) if privacy else None,
+            share_statistics=settings.share_statistics,
+        )
+        if brief != self._brief or not folders.brief.exists():
+            self.node.tell(brief)
+            self._brief = brief
+
+    def _work(self, working: bool, what: str) -> None:
+        self._desk.training(what if working and not self._desk.wanted() else None)
+
+    def _progress(self) -> dict[str, Any] | None:
+        if self.node.state not in (NodeState.WORKING, NodeState.FINISHING):
+            return None
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            found = msgspec.json.decode(self.node.folders.progress.read_bytes(), type=Progress)
+            return dict(msgspec.structs.asdict(found))
+        return None
+
+    # --- verbs ---
+
+    async def _status_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
+        _only(args)
+        return self.status()
+
+    async def _enroll_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
+        superlink, authority, key = (args.pop(name, None) for name in ("superlink", "ca", "key"))
+        _only(args)
+        if not isinstance(superlink, str) or not isinstance(authority, str) or not isinstance(key, str | None):
+            raise BadInput("fl.enroll needs superlink and ca, and may have a key.", "See `so-agent fl enroll --help`.")
+        enrolment = await asyncio.to_thread(self.membership.enroll, superlink, authority, key)
+        self.node.leave("this station was enrolled anew")
+        return {**msgspec.structs.asdict(enrolment), "public_key": self.membership.public_line()}
+
+    async def _leave_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
+        _only(args)
+        self.membership.leave()
+        self._step()
+        return {"enrolled": False}
+
+    async def _pause_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
+        _only(args)
+        self.membership.pause(True)
+        self._step()
+        return {"paused": True}
+
+    async def _resume_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
+        now = args.pop("now", False)
+        _only(args)
+        self.membership.pause(False)
+        self._waived = bool(now)
+        self._step()
+        return {"paused": False, "against": list(self._against)}
+
+    async def _consent_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
+        dataset, on = args.pop("dataset", None), args.pop("on", None)
+        _only(args)
+        if dataset is not None:
+            if not isinstance(dataset, str) or not isinstance(on, bool):
+                raise BadInput(
+                    "fl.consent needs a dataset and whether it may be learnt from.", "See `fl consent --help`."
+                )
+            self.membership.give_consent(dataset, on)
+            self._step()
+        return consents(self.membership)
+
+
+def consents(membership: Membership) -> dict[str, Any]:
+    """Dataset -> since when it may be learnt from; None: it may not."""
+    given = membership.consent.datasets
+    return {"consent": {name: given.get(name) for name in sorted({*membership.datasets(), *given})}}
+
+
+def _only(args: dict[str, Any]) -> None:
+    if args:
+        raise BadInput(f"Unknown argument{'s' if len(args) > 1 else ''}: {', '.join(sorted(args))}.")
+
+
+def _free_memory() -> int:
+    """Bytes that a new process could have, on this machine and in this service."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _free_disk(folder: Path) -> int:
+    return shutil.disk_usage(folder).free

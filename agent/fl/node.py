@@ -1,0 +1,364 @@
+"""The station's place in the fleet: joined when it may learn, looked after, and left when the arm is needed.
+
+OFF -> JOINING -> ONLINE <-> WORKING -> FINISHING -> OFF, and WAITING after something went wrong.
+
+When the arm is needed (`yield_now`) the trainer is frozen at once, so that the arm has the whole computer in its first
+seconds. Then it goes on at the lowest priority, finds the flag after its step, and replies with what it has done; the
+SuperNode leaves when that reply has left. A trainer that takes too long is told to reply that it was busy, and one that
+does not even do that is ended. In each of these cases the fleet's round goes on.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from agent.clock import Clock, nanoseconds, seconds
+from agent.config import StationConfig
+from agent.fl import brief, reach
+from agent.fl.brief import Brief
+from agent.fl.diary import ACTIVATION_REFUSED, Diary
+from agent.fl.membership import Membership
+from agent.fl.room import Room
+from agent.fl.supernode import STOP_S, Folders, SuperNode
+from agent.telemetry import logger
+
+LOOK_S: Final = 0.25
+
+FREEZE_S: Final = 2.0
+"""Torque, the first ticks, and the begin of loading a policy. Flower takes a trainer for dead after some 37 s."""
+
+END_S: Final = 10.0
+"""From asking a trainer to reply that it was busy to ending it: torch may be in the middle of a step."""
+
+SESSION_S: Final = 65.0
+"""How long the fleet remembers a SuperNode that was killed: two heartbeats of 30 s."""
+
+DEAF_S: Final = 90.0
+"""A message without a trainer: the executor takes a second, Python on a busy computer ten or twenty."""
+
+ORPHAN_S: Final = 30.0
+"""A trainer whose reply has left ends within 7 s."""
+
+LOST_S: Final = 300.0
+"""Without a way to the fleet for so long, what waits here only takes memory."""
+
+REFUSED_S: Final = 60.0
+AWAY_S: Final = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Waits when the fleet cannot be reached."""
+
+CRASHED_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+STABLE_S: Final = 60.0
+
+
+class NodeState(StrEnum):
+    OFF = "off"
+    WAITING = "waiting"  # to try again
+    JOINING = "joining"
+    ONLINE = "online"  # the fleet knows that we are there
+    WORKING = "working"  # on a message
+    FINISHING = "finishing"  # the last reply, then off
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Why a session is over; empty when that was wanted."""
+
+    reason: str
+    wait_s: float = 0.0  # 0: as for a crash
+
+
+class Since:
+    """For how long something has been so."""
+
+    def __init__(self) -> None:
+        self._ns: int | None = None
+
+    def seconds(self, is_so: bool, now_ns: int) -> float:
+        if not is_so:
+            self._ns = None
+            return 0.0
+        self._ns = self._ns or now_ns
+        return seconds(now_ns - self._ns)
+
+
+@dataclass
+class Leaving:
+    """A session that comes to its end, step by step."""
+
+    reason: str
+    deadline_ns: int  # for the reply
+    thaw_ns: int | None = None  # the trainer stands still until then
+    asked_ns: int | None = None  # to reply that it was busy
+    stopped_ns: int | None = None  # the SuperNode was told to go
+
+
+class Node:
+    """Owned by Federation. Everything but `run` returns at once."""
+
+    def __init__(
+        self,
+        config: StationConfig,
+        membership: Membership,
+        clock: Clock,
+        on_work: Callable[[bool, str], None],
+        on_event: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        """`on_work(whether, on what)` is called when a trainer begins and ends; `on_event` with a sentence."""
+        self._settings = config.federation
+        self._membership, self._clock = membership, clock
+        self._on_work, self._on_event = on_work, on_event
+        self.folders = Folders(membership.folder)
+        self.room = Room(config.station, config.state_dir, memory_limit(config), self.folders.tenant)
+        self._wanted, self._unwanted = asyncio.Event(), asyncio.Event()
+        self._look = asyncio.Event()
+        self._supernode: SuperNode | None = None
+        self._leaving: Leaving | None = None
+        self._broken = ""  # why the session is ended although it is wanted
+        self._unclean_ns: int | None = None
+        self._working = False
+        self.state = NodeState.OFF
+        self.reason = ""
+        self.peak_mb: int | None = None
+        self.messages = 0
+        self.preempted = 0
+        self.refused = ""
+
+    # --- what Federation says ---
+
+    @property
+    def wanted(self) -> bool:
+        return self._wanted.is_set()
+
+    def join(self) -> None:
+        self._unwanted.clear()
+        self._wanted.set()
+
+    def leave(self, reason: str) -> None:
+        """After the reply that is due, if one is."""
+        if self._wanted.is_set():
+            self._wants_no_more()
+            if self._supernode:
+                self._begin_leaving(reason, self._settings.reply_within_s)
+
+    def yield_now(self, cause: str, grace: bool = True) -> None:
+        """The arm is needed: the trainer stands still when this returns. Without `grace` it gets no time to finish."""
+        self._wants_no_more()
+        if self._supernode is None:
+            return
+        leaving = self._begin_leaving(cause, FREEZE_S + (self._settings.reply_within_s if grace else 0.0))
+        if leaving.thaw_ns is None and leaving.asked_ns is None and self.room.tenant() is not None:
+            self.room.freeze()
+            leaving.thaw_ns = self._clock.now_ns() + nanoseconds(FREEZE_S)
+            self.preempted += 1
+
+    def _wants_no_more(self) -> None:
+        self._wanted.clear()
+        self._unwanted.set()
+
+    def tell(self, what: Brief) -> None:
+        """What trainers that start from now on know. Raises OSError."""
+        self.folders.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        brief.replace(self.folders.brief, what)
+
+    def _begin_leaving(self, reason: str, within_s: float) -> Leaving:
+        deadline_ns = self._clock.now_ns() + nanoseconds(within_s)
+        if self._leaving is None:
+            self._leaving = Leaving(reason, deadline_ns)
+            with contextlib.suppress(OSError):  # a full disk: then it is told by a signal
+                self.folders.flag.touch()
+        self._leaving.reason = reason
+        self._leaving.deadline_ns = min(deadline_ns, self._leaving.deadline_ns)
+        self._look.set()
+        return self._leaving
+
+    # --- running ---
+
+    async def run(self) -> None:
+        """Until cancelled; then nothing of it is left."""
+        streak = away = 0
+        try:
+            while True:
+                self._enter(NodeState.OFF, self._leaving.reason if self._leaving else "")
+                await self._wanted.wait()
+                self._leaving = None
+                if problem := await self._way():
+                    wait_s = AWAY_S[min(away, len(AWAY_S) - 1)]
+                    away += 1
+                    await self._rest(problem, wait_s)
+                    continue
+                away = 0
+                began_ns = self._clock.now_ns()
+                ended = await self._session()
+                streak = 0 if self._clock.now_ns() - began_ns > nanoseconds(STABLE_S) else streak + 1
+                if ended.reason:
+                    await self._rest(ended.reason, ended.wait_s or CRASHED_S[min(streak, len(CRASHED_S) - 1)])
+        finally:
+            self._enter(NodeState.OFF, "")
+
+    async def _way(self) -> str:
+        """Why there is no way to the fleet."""
+        enrolment = self._membership.enrolment
+        if enrolment is None:
+            return "this station takes part in no fleet"
+        self._enter(NodeState.JOINING, f"looking for the fleet at {enrolment.superlink}")
+        return await reach.problem(enrolment.superlink, self._membership.authority)
+
+    async def _rest(self, reason: str, wait_s: float) -> None:
+        """Until it is time to try again, or nobody wants it any more."""
+        self._enter(NodeState.WAITING, f"{reason}; trying again in {wait_s:.0f} s")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._unwanted.wait(), wait_s)
+
+    async def _session(self) -> Ended:
+        """One life of a SuperNode."""
+        enrolment = self._membership.enrolment
+        if enrolment is None or not self._wanted.is_set():
+            return Ended("")
+        self._broken = ""
+        supernode = self._supernode = SuperNode(self.folders, self.room, self._look.set)
+        try:
+            self.room.open()
+            self.folders.renew(self._settings.apps, self.room.trainer)
+            self._enter(NodeState.JOINING, f"joining the fleet at {enrolment.superlink}")
+            await supernode.start(enrolment.superlink, self._membership)
+            await self._until_over(supernode)
+        except OSError as error:
+            return Ended(f"the SuperNode cannot be run: {error.strerror or error}", REFUSED_S)
+        finally:
+            if not await supernode.end():
+                self._unclean_ns = self._clock.now_ns()
+            self._supernode = None
+            self.room.close()
+            self._work_is(False, "")
+        return self._why(supernode.code or 0, supernode.diary)
+
+    async def _until_over(self, supernode: SuperNode) -> None:
+        alone, unworked = Since(), Since()
+        while supernode.code is None:
+            self._look.clear()
+            now_ns = self._clock.now_ns()
+            tenant = self.room.tenant()
+            diary = supernode.diary
+            for what in diary.take_said():
+                self._heard_from_trainer(what)
+            self._work_is(tenant is not None, f"round {diary.round}" if diary.round else "a message of the fleet")
+            orphan_s = alone.seconds(tenant is not None and not diary.busy, now_ns)
+            deaf_s = unworked.seconds(tenant is None and diary.busy, now_ns)
+            if self._leaving:
+                self._drive_out(self._leaving, supernode, tenant, now_ns)
+            else:
+                self._look_after(supernode, tenant, orphan_s, deaf_s)
+            over, looked = asyncio.ensure_future(supernode.wait()), asyncio.ensure_future(self._look.wait())
+            await asyncio.wait([over, looked], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            for future in (over, looked):
+                future.cancel()
+
+    def _look_after(self, supernode: SuperNode, tenant: int | None, orphan_s: float, deaf_s: float) -> None:
+        """How it is, and what goes wrong without a process ending."""
+        diary = supernode.diary
+        if tenant or diary.busy:
+            self._enter(NodeState.WORKING, f"round {diary.round}" if diary.round else "a message of the fleet")
+        elif diary.node_id is None:
+            self._enter(NodeState.JOINING, self.reason)
+        else:
+            self._enter(
+                NodeState.ONLINE, "the fleet cannot be reached just now" if diary.unreachable else "waiting for a round"
+            )
+        if tenant and orphan_s > ORPHAN_S:
+            logger.warning("a trainer that nobody waits for any more is ended", pid=tenant)
+            self.room.end_trainer()
+        if tenant and self.room.used_bytes() > self.room.memory_max_bytes:
+            self._on_event("A trainer took more memory than federation.memory_max_gb, and was ended.", {"pid": tenant})
+            self.room.end_trainer()
+        if deaf_s > DEAF_S:
+            self._give_up(supernode, "a message lay here, and nothing worked on it")
+        elif diary.forgotten:
+            self._give_up(supernode, "the fleet did not know this session any more")
+        elif diary.lost_s > LOST_S and not tenant:
+            self._give_up(supernode, "the fleet could not be reached for some minutes")
+
+    def _give_up(self, supernode: SuperNode, why: str) -> None:
+        """End a session to begin a new one."""
+        logger.error("the SuperNode is started again", reason=why)
+        self._broken = why
+        now_ns = self._clock.now_ns()
+        self._leaving = Leaving(why, now_ns, stopped_ns=now_ns)
+        supernode.ask_to_stop()
+
+    def _drive_out(self, leaving: Leaving, supernode: SuperNode, tenant: int | None, now_ns: int) -> None:
+        """Step by step: the reply, the trainer, the SuperNode."""
+        self._enter(NodeState.FINISHING, leaving.reason)
+        if leaving.thaw_ns and now_ns >= leaving.thaw_ns and self.room.frozen:
+            self.room.thaw()
+        if leaving.stopped_ns is not None:
+            if now_ns - leaving.stopped_ns > nanoseconds(STOP_S):
+                self.room.clear()
+        elif not tenant and not supernode.diary.busy:
+            leaving.stopped_ns = now_ns
+            supernode.ask_to_stop()
+        elif leaving.asked_ns is not None:
+            if now_ns - leaving.asked_ns > nanoseconds(END_S):
+                logger.warning("the trainer does not end in time and is ended", pid=tenant)
+                self.room.end_trainer()
+                leaving.stopped_ns = now_ns
+                supernode.ask_to_stop()
+        elif now_ns >= leaving.deadline_ns:
+            self.room.thaw()
+            self.room.ask_to_end()
+            leaving.asked_ns = now_ns
+
+    def _why(self, code: int, diary: Diary) -> Ended:
+        """Why the SuperNode ended."""
+        if not self._wanted.is_set():
+            return Ended("")
+        if self._broken:
+            return Ended(self._broken)
+        now_ns = self._clock.now_ns()
+        if code < 0:
+            self._unclean_ns = now_ns
+            return Ended(f"the SuperNode was killed ({signal.Signals(-code).name})")
+        if diary.refusal == ACTIVATION_REFUSED:
+            left_s = SESSION_S - seconds(now_ns - self._unclean_ns) if self._unclean_ns else 0.0
+            if left_s > 0:
+                return Ended("the fleet has not forgotten the session that was killed yet", min(left_s, 20.0))
+            enrolment = self._membership.enrolment
+            key = enrolment.fingerprint if enrolment else "?"
+            return Ended(
+                f"the fleet does not know this station's key {key}: `so-agent fleet add-station` there", REFUSED_S
+            )
+        if code == 0:
+            return Ended("" if self._leaving else "the fleet ended the session", 2.0)
+        return Ended(
+            f"the SuperNode ended by itself: {diary.error or f'exit status {code}'}; see {self.folders.log.name}"
+        )
+
+    def _heard_from_trainer(self, what: dict[str, Any]) -> None:
+        match what:
+            case {"refused": str(reason)}:
+                self.refused = reason
+                self._on_event(reason, {"refused": True})
+            case {"trainer_ended": int(), "peak_mb": int(peak)}:
+                self.peak_mb = peak
+
+    def _work_is(self, working: bool, what: str) -> None:
+        if working != self._working:
+            self._working = working
+            self.messages += working
+            self._on_work(working, what)
+
+    def _enter(self, state: NodeState, reason: str) -> None:
+        if state is not self.state:
+            logger.info("federation", state=state, reason=reason)
+        self.state, self.reason = state, reason
+
+
+def memory_limit(config: StationConfig) -> int:
+    """Bytes for everything federated."""
+    if config.federation.memory_max_gb is not None:
+        return round(config.federation.memory_max_gb * 1e9)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,179 @@
+"""`flwr-clientapp` of a station: Flower's own, but it answers to the station.
+
+Flower's SuperNode starts whatever is called `flwr-clientapp` in PATH, once for each message; ours comes first there.
+* An app that is not on the station's list is refused with a sentence, before a file of it is unpacked.
+* SIGTERM makes it reply that the arm is needed. Flower's own would end without a reply, and the SuperNode would wait
+  for it, online but deaf.
+* It says who it is, so that it can be frozen, and gives up the rights of the station's user where it can.
+
+`flwr-agentapp` and the like are this program, too, and refuse: what they run was never meant for a station.
+
+Reaches into `flwr.supernode.runtime.run_clientapp`; tests/fl/station/test_contract.py says what must hold of it.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import msgspec
+
+from agent.errors import AgentError, Refused
+from agent.fl.exchange import Decline
+from agent.fl.room import Tenant, born
+
+VARIABLE: Final = "SO_AGENT_TRAINER_RULES"
+
+SAYS: Final = "so-agent says "
+"""Begins a line for the station in what the SuperNode prints; the rest of it is JSON."""
+
+PROGRAM: Final = "flwr-clientapp"
+
+TOUCHED: Final = ("pull_task_input", "install_from_fab", "register_signal_handlers", "get_load_client_app_fn")
+"""Names that Flower's runner looks up in its own module when it calls them."""
+
+
+class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the station lets its trainers do."""
+
+    tenant: str  # file in which a trainer says who it is
+    allowed: tuple[str, ...]  # SHA-256 of apps besides our own
+    cgroup: str | None = None  # folder of the control group that it enters
+    uid: int | None = None  # None: as who we are
+    gid: int | None = None
+
+
+class Preempted(BaseException):
+    """The station needs its arm. Not an Exception: no app may take it for one of its own."""
+
+
+class Answer:
+    """What becomes of one message."""
+
+    def __init__(self, rules: Rules, program: str) -> None:
+        self._rules, self._program = rules, program
+        self._refusal = ""
+        self._wanted = False  # the arm is
+        self._working = False
+
+    def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
+        """On SIGTERM. While the message comes or the reply goes it is only remembered."""
+        self._wanted = True
+        if self._working:
+            self._working = False
+            raise Preempted
+
+    def judge(self, app: bytes) -> None:
+        """Whether the app may run."""
+        from agent.fl.allowed import check
+
+        try:
+            if self._program != PROGRAM:
+                raise Refused(f"A station does not run what {self._program} runs.")
+            check(app, frozenset(self._rules.allowed))
+        except AgentError as error:
+            self._refusal = str(error)
+            say({"refused": self._refusal})
+
+    def load(self, real: Callable[[], Any]) -> Callable[..., Any]:
+        """The app, which is loaded when it is called; or what stands in for it."""
+        from flwr.app import Error, Message
+
+        def busy(message: Any) -> Any:
+            return Message(Error(Decline.BUSY, "the arm is needed"), reply_to=message)
+
+        def answer(message: Any, context: Any) -> Any:
+            if self._refusal:
+                return Message(Error(Decline.NOT_AGREED, self._refusal), reply_to=message)
+            try:
+                if self._wanted:
+                    return busy(message)
+                self._working = True
+                reply = real()(message=message, context=context)
+                self._working = False
+            except Preempted:
+                return busy(message)
+            else:
+                return reply
+            finally:
+                self._working = False
+
+        return answer
+
+    @property
+    def refused(self) -> bool:
+        return bool(self._refusal)
+
+
+def say(what: dict[str, Any]) -> None:
+    """To the station, through the SuperNode's output, which both have."""
+    sys.stdout.write(f"{SAYS}{json.dumps(what)}\n")
+    sys.stdout.flush()
+
+
+def move_in(rules: Rules) -> None:
+    """Enter the control group, say who we are, and give up what is not needed."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()  # the leader of a group of its own, which can be stopped as one
+    if rules.cgroup:
+        Path(rules.cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    tenant = Path(rules.tenant)
+    new = tenant.with_name(f".{tenant.name}.{os.getpid()}")
+    new.write_bytes(msgspec.json.encode(Tenant(os.getpid(), born(os.getpid()))))
+    new.replace(tenant)
+    if rules.uid is not None and rules.gid is not None:
+        os.setgroups([])
+        os.setresgid(rules.gid, rules.gid, rules.gid)
+        os.setresuid(rules.uid, rules.uid, rules.uid)
+
+
+def attach(answer: Answer) -> None:
+    """Let `answer` stand between Flower's runtime and the app."""
+    import flwr.supernode.runtime.run_clientapp as flower
+
+    pull, install, handlers, loader = (getattr(flower, name) for name in TOUCHED)
+
+    def pull_task_input(client: Any) -> Any:
+        message, context, run, fab = pull(client)
+        answer.judge(fab.content)
+        return message, context, run, fab
+
+    def install_from_fab(content: bytes, **how: Any) -> Any:
+        return None if answer.refused else install(content, **how)
+
+    def register_signal_handlers(*args: Any, **kwargs: Any) -> None:
+        handlers(*args, **kwargs)
+        signal.signal(signal.SIGTERM, answer.stop)
+
+    def get_load_client_app_fn(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        load = loader(*args, **kwargs)
+        return lambda *which: answer.load(lambda: load(*which))
+
+    for ours in (pull_task_input, install_from_fab, register_signal_handlers, get_load_client_app_fn):
+        setattr(flower, ours.__name__, ours)
+
+
+def main() -> None:
+    program = Path(sys.argv[0]).name
+    rules = msgspec.json.decode(Path(os.environ[VARIABLE]).read_bytes(), type=Rules)
+    answer = Answer(rules, program)
+    signal.signal(signal.SIGTERM, answer.stop)
+    move_in(rules)
+    attach(answer)
+    from flwr.supernode.cli import flwr_clientapp
+
+    sys.argv[0] = PROGRAM
+    try:
+        flwr_clientapp()
+    finally:
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        say({"trainer_ended": os.getpid(), "peak_mb": round(peak_kb / 1024)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""One life of a `flower-supernode`: its folders, its environment, its output, its end."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from agent.fl import brief, runner
+from agent.fl.diary import Diary
+from agent.fl.fleet import quiet
+from agent.fl.launch import Launch, command
+from agent.fl.membership import Membership
+from agent.fl.room import Room
+from agent.fl.runner import Rules
+
+STOP_S: Final = 6.0
+"""A SuperNode says goodbye and is gone within 2.5 s; at idle priority it may have to wait for the processor."""
+
+LOG_BYTES: Final = 1_000_000
+
+PROGRAMS: Final = ("flwr-clientapp", "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp")
+"""What a SuperNode would start for a message. All of them are ours, and only the first runs anything."""
+
+
+class Folders:
+    """Below `state_dir/federation`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.flower = home / "flower"  # FLWR_HOME of the SuperNode
+        self.programs = home / "bin"
+        self.work = home / "work"  # what station and trainer tell each other
+        self.scratch = home / "scratch"  # the trainer's own; emptied with each session
+        self.candidates = home / "candidates"
+        self.flag = self.work / "arm-is-needed"
+        self.brief = self.work / "brief.json"
+        self.rules = self.work / "rules.json"
+        self.tenant = self.work / "trainer.json"
+        self.progress = self.scratch / "progress.json"
+        self.ledger = home / "privacy.json"
+        self.log = home / "supernode.log"
+
+    def renew(self, allowed: tuple[str, ...], cgroup: Path | None) -> None:
+        """Ready for a new session; what was left of the last is removed. Raises OSError."""
+        for gone in (self.tenant, self.flag):
+            gone.unlink(missing_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for folder in (self.flower, self.programs, self.work, self.scratch, self.candidates):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in PROGRAMS:
+            path = self.programs / name
+            path.write_text(f"#!{sys.executable}\nfrom agent.fl.runner import main\n\nmain()\n", encoding="utf-8")
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        brief.replace(self.rules, Rules(str(self.tenant), allowed, str(cgroup) if cgroup else None))
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+
+
+class SuperNode:
+    """Started once, ended once."""
+
+    def __init__(self, folders: Folders, room: Room, heard: Callable[[], None]) -> None:
+        """`heard` is called when it has said something."""
+        self._folders, self._room, self._heard = folders, room, heard
+        self._process: Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self.diary = Diary()
+
+    async def start(self, superlink: str, membership: Membership) -> None:
+        """Raises OSError."""
+        folders = self._folders
+        words = (
+            "flower-supernode", "--superlink", superlink,
+            "--root-certificates", str(membership.authority),
+            "--auth-supernode-private-key", str(membership.key),
+            "--host", "127.0.0.1", "--port", str(_free_port()),
+        )  # fmt: skip
+        environment = quiet(folders.flower)
+        environment |= {
+            "PATH": f"{folders.programs}{os.pathsep}{environment['PATH']}",
+            brief.VARIABLE: str(folders.brief),
+            runner.VARIABLE: str(folders.rules),
+            # Whatever a library wants to keep in its user's home, it may lose.
+            "HOME": str(folders.scratch),
+            "HF_HOME": str(folders.scratch / "hf"),
+            "TMPDIR": str(folders.scratch),
+        }
+        group = self._room.node
+        launch = Launch(words, idle=True, cgroup=str(group) if group else None)
+        # A session of its own: it and what it starts can be ended as one.
+        self._process = await asyncio.create_subprocess_exec(
+            *command(launch), stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=environment, cwd=folders.work,
+            start_new_session=True,
+        )  # fmt: skip
+        self._room.enter(self._process.pid)
+        self._reading = asyncio.create_task(self._read(self._process), name="supernode output")
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.returncode if self._process else None
+
+    async def wait(self) -> None:
+        if self._process:
+            await self._process.wait()
+
+    def ask_to_stop(self) -> None:
+        """It tells the fleet that it leaves, and ends."""
+        if self._process and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
+    async def end(self) -> bool:
+        """Gone when this returns, with all that it started. Whether it had said goodbye."""
+        polite = True
+        if self._process and self._process.returncode is None:
+            self.ask_to_stop()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), STOP_S)
+            polite = self._process.returncode is not None
+        self._room.clear()
+        await self.wait()
+        if self._reading:
+            with contextlib.suppress(TimeoutError):  # a stray child may still hold the pipe
+                await asyncio.wait_for(self._reading, 1.0)
+        return polite
+
+    async def _read(self, process: Process) -> None:
+        """What it prints goes into a file for people, and into the diary."""
+        assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+        with self._folders.log.open("ab") as log:
+            while line := await process.stdout.readline():
+                self.diary.hear(line.decode(errors="replace"))
+                self._heard()
+                with contextlib.suppress(OSError):  # a full disk must not stop the pipe
+                    log.write(line)
+                    log.flush()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
