@@ -140,10 +140,10 @@ def success(args: dict[str, Any]) -> bool | None:
 def task(args: dict[str, Any], config: StationConfig) -> TaskPlan:
     """What a `task.start` request asks for. Raises BadInput with a sentence for each thing that is wrong."""
     name, duration_s, record = args.pop("policy", None), args.pop("duration_s", None), args.pop("record", False)
-    unattended = args.pop("unattended", False)
+    unattended, text = args.pop("unattended", False), str(args.pop("task", ""))
     only(args)
     # A recorded text becomes part of a data set, and is held to the length that those agreed on.
-    text = check_task(str(args.pop("task", "")), TASK_MAX_CHARS if record else POLICY_TEXT_MAX_CHARS)
+    text = check_task(text, TASK_MAX_CHARS if record else POLICY_TEXT_MAX_CHARS)
     if name is not None and not isinstance(name, str):
         raise BadInput(f"policy must be a name; found {name!r}.", "See `so-agent policy list`.")
     longest = config.recording.max_episode_s
