@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import shutil
 import signal
 import socket
@@ -17,6 +18,10 @@ from aiomqtt import Client, Message, ProtocolVersion, TLSParameters
 
 MOSQUITTO = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
 START_S = 10.0
+
+QUIET = logging.getLogger("tests.mqtt")
+"""The library warns of more than ten messages under way; that is what some tests are about."""
+QUIET.setLevel(logging.ERROR)
 
 needs_mosquitto = pytest.mark.skipif(
     not Path(MOSQUITTO).exists(), reason="mosquitto is not installed (apt install mosquitto)"
@@ -99,28 +104,34 @@ class Peer:
     async def wait(self, topic: str, matches: Any = None, timeout_s: float = 10.0, after: int = 0) -> Any:
         """The JSON of the first message on `topic` that `matches`, among those heard after the first `after`."""
 
-        def found() -> Any:
-            for message in self.heard[after:]:
+        looked, value = after, None
+
+        def found() -> bool:
+            nonlocal looked, value
+            while looked < len(self.heard):
+                message = self.heard[looked]
+                looked += 1
                 if message.topic.value == topic and isinstance(message.payload, bytes):
                     value = json.loads(message.payload)
                     if matches is None or matches(value):
-                        return value
-            return None
+                        return True
+            return False
 
         try:
             async with asyncio.timeout(timeout_s), self._news:
-                await self._news.wait_for(lambda: found() is not None)
+                await self._news.wait_for(found)
         except TimeoutError:
             tail = [(message.topic.value, message.payload[:200]) for message in self.heard[-10:]]
             raise AssertionError(f"nothing on {topic} within {timeout_s:g} s; heard last: {tail}") from None
-        return found()
+        return value
 
 
 @contextlib.asynccontextmanager
 async def connected(
     port: int, *topics: str, tls: TLSParameters | None = None, host: str = "127.0.0.1", **options: Any
 ) -> AsyncIterator[Peer]:
-    async with Client(host, port, protocol=ProtocolVersion.V5, tls_params=tls, timeout=10.0, **options) as client:
+    options = {"timeout": 30.0, "logger": QUIET, **options}
+    async with Client(host, port, protocol=ProtocolVersion.V5, tls_params=tls, **options) as client:
         peer = Peer(client)
         for topic in topics:
             await client.subscribe(topic, qos=1)

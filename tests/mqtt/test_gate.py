@@ -173,8 +173,8 @@ def test_what_is_no_command_is_refused_with_a_sentence(bench: Bench, made: bytes
 
 
 def test_arguments_have_the_models_of_the_http_api(bench: Bench) -> None:
-    order = bench.send("task.start", args={"task": "reach the red disc", "record": True, "lease": "a token"})
-    assert order.args == {"task": "reach the red disc", "record": True, "unattended": False, "lease": "a token"}
+    order = bench.send("task.start", args={"task": "reach the red disc", "record": True, "lease": "a-token"})
+    assert order.args == {"task": "reach the red disc", "record": True, "unattended": False, "lease": "a-token"}
     refusal = bench.refused("task.start", args={"task": "x", "duration_s": "1"})
     assert refusal.reason is Reason.MALFORMED
     assert refusal.message.startswith("args.duration_s: ")

@@ -1,12 +1,13 @@
 """Which commands are taken, and why the others are not. Nothing here talks to a broker or moves anything."""
 
 import asyncio
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from agent import lease
 from agent.api import schemas
@@ -22,7 +23,9 @@ SKEW_S: Final = 2.0
 RECENT_IDS: Final = 1024
 """Remembered in memory alone, of commands for which repeating is no harm."""
 
-TOKEN_MAX_CHARS: Final = 200
+TOKEN_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"  # noqa: S105 - the shape of one
+"""As `secrets.token_urlsafe` makes them."""
+
 PROBLEMS_MAX: Final = 5
 SENTENCE_MAX_CHARS: Final = 500
 
@@ -61,9 +64,20 @@ VERBS: Final[dict[str, Kind]] = {
 beside the arm."""
 
 
+Token = Annotated[str, Field(pattern=TOKEN_PATTERN, description="What lease.take gave.")]
+
+
+def _printable(text: str) -> str:
+    if not (text.isprintable() and text.strip()):
+        raise ValueError("use one line of printable text")
+    return text
+
+
 class LeaseTake(schemas.Request):
     owner: Annotated[
-        str, Field(min_length=1, max_length=lease.OWNER_MAX_CHARS, description="Who takes control, for people to read.")
+        str,
+        Field(min_length=1, max_length=lease.OWNER_MAX_CHARS, description="Who takes control, for people to read."),
+        AfterValidator(_printable),
     ]
     ttl_s: Annotated[
         float,
@@ -77,7 +91,7 @@ class LeaseTake(schemas.Request):
 
 
 class LeaseToken(schemas.Request):
-    token: Annotated[str, Field(min_length=1, max_length=TOKEN_MAX_CHARS)]
+    token: Token
 
 
 REQUESTS: Final[dict[str, type[schemas.Request]]] = {
@@ -254,7 +268,7 @@ def _arguments(verb: str, command: Command) -> dict[str, Any]:
     """As `Station.handle` wants them. They have the models of the HTTP API; the lease stands beside them."""
     args = dict(command.args)
     token = args.pop("lease", None)
-    if token is not None and not (isinstance(token, str) and len(token) <= TOKEN_MAX_CHARS):
+    if token is not None and not (isinstance(token, str) and re.fullmatch(TOKEN_PATTERN, token)):
         raise Refusal(Reason.MALFORMED, "args.lease: must be the token that lease.take gave.", id=command.id)
     try:
         request = REQUESTS[verb].model_validate(args)

@@ -1,9 +1,11 @@
 """From a message to what became of it: every command is answered, none waits behind another for long."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from aiomqtt import Message
@@ -63,16 +65,16 @@ class Outbox:
         self._waiting.append(answer)
         self._there.set()
 
-    async def first(self) -> Answer:
-        """The oldest, which stays until it is `done`: a connection may break while it is sent."""
+    async def some(self, most: int) -> list[Answer]:
+        """The oldest, which stay until they are `done`: a connection may break while they are sent."""
         while not self._waiting:
             self._there.clear()
             await self._there.wait()
-        return self._waiting[0]
+        return list(islice(self._waiting, most))
 
     def done(self, answer: Answer) -> None:
-        if self._waiting and self._waiting[0] is answer:
-            self._waiting.popleft()
+        with contextlib.suppress(ValueError):  # it had to make room meanwhile
+            self._waiting.remove(answer)
 
 
 class Orders:
