@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 import typer
 
-from agent.cli import arm, calibrate, check, doctor, episodes, fleet, policy, record, run, status, task, token, train
+from agent.cli import arm, calibrate, check, doctor, episodes, fl, fleet, policy, record, run, status, task, token, train
 from agent.cli.command import Command, Root, invocation, show_error
 from agent.errors import AgentError, BadInput
 
@@ -42,6 +42,7 @@ episodes.register(app)
 policy.register(app)
 train.register(app)
 token.register(app)
+fl.register(app)
 fleet.register(app)
 calibrate.register(app)
 check.register(app)
