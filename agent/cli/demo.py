@@ -1,62 +1,43 @@
 """The whole thing in two minutes: virtual station, agent, teleoperation, two episodes, pictures of them."""
 
 import contextlib
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agent.api.local import Client
 from agent.cli import demo_task
 from agent.cli.record import progress_line
-from agent.config import StationConfig, load
-from agent.errors import AgentError, DeviceFault, NotRunning
+from agent.cli.virtual_pair import VirtualPair
+from agent.errors import AgentError, DeviceFault
 from agent.robot.recording.index import DatasetIndex
-from agent.virtual.client import inject
-
-CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 
 TASK: Final = "touch the blue disc"
 RESET_S: Final = 2.0
-POLL_S: Final = 0.2
-
-VIRTUAL_S: Final = 90.0
-"""Compiling the scene and opening EGL takes 2 s on a desktop and 20 s on a small board."""
-
-READY_S: Final = 180.0
-"""A first start reads 500 MB of libraries from a cold disk."""
 
 DRIVE_S: Final = 60.0
 """Aligning and parking take at most 8 s at 30 degrees a second; a busy machine has time to spare."""
 
 COMMIT_S: Final = 60.0
-STOP_S: Final = 45.0
 PICTURES_S: Final = 120.0
-LOG_TAIL_CHARS: Final = 1500
 
 
 class Demo:
-    """Owns the two processes; leaving the context ends them, whatever happened."""
+    """What is shown, step by step; leaving the context ends both processes, whatever happened."""
 
     def __init__(self, folder: Path, model: str, quiet: bool) -> None:
-        self.folder = folder.absolute()
         self._model = model
         self._console = Console(stderr=True, quiet=quiet)
-        self._run_dir = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))
-        self._virtual: subprocess.Popen[bytes] | None = None
-        self._agent: subprocess.Popen[bytes] | None = None
+        self._pair = VirtualPair(folder, _settings(model, folder.absolute() / model), model)
+        self.folder, self.file, self.config = self._pair.folder, self._pair.file, self._pair.config
+        self.client = self._pair.client
         self._before = 0
         self._timing: dict[str, Any] = {}
         self._tasks: list[demo_task.Done] = []
@@ -66,39 +47,30 @@ class Demo:
         try:
             self._start()
         except BaseException:
-            self._close()
+            self._pair.close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._close()
+        self._pair.close()
 
     def _start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = self.folder / "station.yaml"
-        self.file.write_text(yaml.safe_dump(_settings(self._model, self.folder, self._run_dir), sort_keys=False))
-        self.config: StationConfig = load(self.file)
-        self.client = Client(self.config.paths.agent_socket)
         self._before = self.index.count()
         with self._step("Starting the virtual arm, its cameras and the operator"):
-            self._virtual = self._launch("virtual", "agent.virtual", "-c", str(self.file), *demo_task.OBJECTS)
-            self._wait(lambda: self._says_ready(), "the virtual station is ready", VIRTUAL_S)
-            # The hand keeps still while the follower moves onto the leader's pose.
-            inject(self.config, {"operator": "pause"})
+            self._pair.start_virtual(demo_task.OBJECTS)
         with self._step("Starting the agent (the first start loads torch: some seconds)"):
-            self._agent = self._launch("agent", "agent.cli", "run", "-c", str(self.file))
-            self._wait(self._is_ready, "the agent is ready", READY_S)
+            self._pair.start_agent()
 
     @property
     def index(self) -> DatasetIndex:
-        return DatasetIndex(self.config.paths.dataset)
+        return self._pair.index
 
     def record(self, episodes: int, episode_s: float) -> None:
         """Teleoperate and record. Raises what the agent reports, or DeviceFault when less came out than was asked."""
         with self._step("Moving the follower onto the leader"):
             self.client.call("teleop.start")
             self._wait_mode("teleop")
-            inject(self.config, {"operator": {"task": "touch", "disc": "blue disc"}})
+            self._pair.inject(operator={"task": "touch", "disc": "blue disc"})
         with self._console.status("Recording") as status:
 
             def show(event: dict[str, Any]) -> None:
@@ -124,7 +96,7 @@ class Demo:
         if self._model != demo_task.MODEL or not demo_task.POLICY.is_dir():
             return  # the policy has never seen this arm, or was not shipped
         with self._step("Letting the arm touch discs by itself; a person takes over once"):
-            self._tasks = demo_task.carry_out(self.config, self.client, self._wait)
+            self._tasks = demo_task.carry_out(self.config, self.client, self._pair.wait)
 
     def finish(self) -> None:
         """Park, stop both programs, draw the pictures."""
@@ -132,7 +104,7 @@ class Demo:
             self.client.call("park")
             self._wait_mode("idle")
         with self._step("Stopping"):
-            self._close()
+            self._pair.close()
         with self._step("Drawing"):
             self.pictures = self._draw()
 
@@ -199,33 +171,6 @@ class Demo:
                 self._console.print(Text(f"No pictures of episode {number}: {error.stderr[-300:]}", "yellow"))
         return sorted(pictures.glob("*.png"))
 
-    # --- processes ---
-
-    def _launch(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with self._log(name).open("wb") as log:
-            # A session of its own: Ctrl-C comes here, and the arm is parked before anything ends.
-            return subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stdout=log, stderr=log, start_new_session=True
-            )
-
-    def _log(self, name: str) -> Path:
-        path = self.folder / "logs" / f"{name}.log"
-        path.parent.mkdir(exist_ok=True)
-        return path
-
-    def _says_ready(self) -> bool:
-        return "ready" in self._log("virtual").read_text(errors="replace")
-
-    def _is_ready(self) -> bool:
-        with contextlib.suppress(NotRunning):
-            status = self.client.call("status", timeout_s=2.0)
-            return (
-                status["mode"] in ("idle", "hold")
-                and (status["recorder"] or {}).get("state") == "ready"
-                and all(camera["state"] == "streaming" for camera in status["cameras"].values())
-            )
-        return False
-
     def _wait_mode(self, mode: str) -> None:
         def there() -> bool:
             status = self.client.call("status")
@@ -233,35 +178,7 @@ class Demo:
                 raise DeviceFault(f"The station is in mode {status['mode']}: {status['reason']}.")
             return bool(status["mode"] == mode)
 
-        self._wait(there, f"the station is in mode {mode}", DRIVE_S)
-
-    def _wait(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            for name, process in (("virtual", self._virtual), ("agent", self._agent)):
-                if process and process.poll() is not None:
-                    raise DeviceFault(f"The {name} process ended early.", self._end_of_log(name))
-            if time.monotonic() > deadline:
-                raise DeviceFault(f"Not within {timeout_s:g} s: {what}.", self._end_of_log("agent"))
-            time.sleep(POLL_S)
-
-    def _end_of_log(self, name: str) -> str:
-        log = self._log(name)
-        tail = log.read_text(errors="replace")[-LOG_TAIL_CHARS:] if log.exists() else ""
-        return f"The end of {log}:\n{tail}"
-
-    def _close(self) -> None:
-        """The agent first: it parks the arm and commits, for which it needs the station."""
-        for process in (self._agent, self._virtual):
-            if process is None or process.poll() is not None:
-                continue
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        shutil.rmtree(self._run_dir, ignore_errors=True)
+        self._pair.wait(f"the station is in mode {mode}", there, DRIVE_S)
 
     # --- words ---
 
@@ -277,20 +194,12 @@ class Demo:
         self._console.print(line if took_s is None else line.append(f"  {took_s:.1f} s", "dim"))
 
 
-def _settings(model: str, folder: Path, run_dir: Path) -> Mapping[str, Any]:
-    """The shipped virtual configuration, in a folder of its own and on free ports."""
-    values: dict[str, Any] = yaml.safe_load((CONFIGS / model / "virtual.yaml").read_text())
-    values["station"] = f"demo-{model}"
-    values["state_dir"] = str(folder / model)
-    values["run_dir"] = str(run_dir)
-    values["recording"]["dataset"] = "demo"
-    # A slow machine draws too few frames. Rather than refuse the episode, say in the table how many were repeated.
-    values["recording"]["max_repeat_pct"] = 100
-    for arm in ("follower", "leader"):
-        values["robot"][arm]["port"] = str(run_dir / arm)
-    with contextlib.ExitStack() as stack:  # all at once, so that no two cameras get the same port
-        for camera in values["cameras"].values():
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            camera["options"]["port"] = probe.getsockname()[1]
-    return values
+def _settings(model: str, state: Path) -> Callable[[dict[str, Any]], None]:
+    def settings(values: dict[str, Any]) -> None:
+        values["station"] = f"demo-{model}"
+        values["state_dir"] = str(state)
+        values["recording"]["dataset"] = "demo"
+        # A slow machine draws too few frames. Rather than refuse the episode, say in the table how many were repeated.
+        values["recording"]["max_repeat_pct"] = 100
+
+    return settings

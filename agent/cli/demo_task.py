@@ -36,6 +36,9 @@ TAKEN_TO: Final = (35.0, -40.0, 40.0, 60.0, 0.0, 5.0)
 TABLES: Final = (7, 11, 23)
 """Seeds of the tables that are laid: none of them was recorded."""
 
+type Wait = Callable[[str, Callable[[], bool], float], None]
+"""For what, until when, and how many seconds at most."""
+
 
 @dataclass
 class Done:
@@ -59,10 +62,8 @@ def install(config: StationConfig) -> str:
     return POLICY.name
 
 
-def carry_out(
-    config: StationConfig, client: Client, wait: Callable[[Callable[[], bool], str, float], None]
-) -> list[Done]:
-    """Three tasks; in the last one a person takes over and gives back. `wait(condition, what, timeout_s)`."""
+def carry_out(config: StationConfig, client: Client, wait: Wait) -> list[Done]:
+    """Three tasks; in the last one a person takes over and gives back. `wait` raises when it takes too long."""
     name = install(config)
     tasks = [("red", False), ("blue", False), ("red", True)]
     done = []
@@ -77,7 +78,7 @@ def carry_out(
 def _one(
     config: StationConfig,
     client: Client,
-    wait: Callable[[Callable[[], bool], str, float], None],
+    wait: Wait,
     policy: str,
     disc: str,
     seed: int,
@@ -90,9 +91,9 @@ def _one(
     if taken_over:
         time.sleep(BEFORE_TAKEOVER_S)
         client.call("teleop.start")
-        wait(lambda: client.call("status")["mode"] == "teleop", "a person has the arm", LONGEST_S)
+        wait("a person has the arm", lambda: client.call("status")["mode"] == "teleop", LONGEST_S)
         inject(config, {"operator": {"pose": list(TAKEN_TO)}})
-        wait(lambda: _state(config)["operator"]["doing"] == "waiting", "the person has moved the arm", LONGEST_S)
+        wait("the person has moved the arm", lambda: _state(config)["operator"]["doing"] == "waiting", LONGEST_S)
         client.call("teleop.stop")
     touched_s = _until_touched(config, f"{disc} disc")
     status = client.call("status")
