@@ -32,6 +32,9 @@ ANSWER_S: Final = 10.0
 PACKET_MAX_BYTES: Final = 2 * PAYLOAD_MAX_BYTES
 """With its topic and properties. The broker does not send what is larger."""
 
+NO_ANSWER: Final = "Operation timed out"
+"""What aiomqtt says for everything that it waited for in vain."""
+
 CLIENT_PREFIX: Final = "so-"
 
 
@@ -68,7 +71,7 @@ class Surface:
                 try:
                     await self._connection()
                 except (MqttError, OSError, ValueError) as error:
-                    self._log(_why(error))
+                    self._log(_why(error, self.connected.is_set()))
                 finally:
                     was_up = self.connected.is_set()
                     self.connected.clear()
@@ -132,11 +135,12 @@ def context(tls: MqttTls) -> ssl.SSLContext:
     return made
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, was_connected: bool) -> str:
     match error:
         case MqttConnectError():
             return f"the broker refused: {error}"
-        case ssl.SSLCertVerificationError():
-            return f"the broker's certificate is not good: {error.verify_message}"
+        case MqttError() if str(error) == NO_ANSWER and not was_connected:
+            # With TLS 1.3 a broker that dislikes a certificate hangs up after the handshake, without a word of MQTT.
+            return "the broker did not answer; does it accept this station's certificate?"
         case _:
             return str(error) or type(error).__name__
