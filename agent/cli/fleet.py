@@ -16,8 +16,21 @@ from agent.errors import BadInput
 if TYPE_CHECKING:
     from agent.fl.fleet_control import Value
 
-FOLDER_VARIABLE: Final = "SO_AGENT_FLEET"
+FOLDER_VARIABLE: Final = "SO_AGENT_FLEET_DIR"
 DEFAULT_BIND: Final = "127.0.0.1:9443"
+
+COLUMNS: Final = (
+    ("round", "round"),
+    ("asked", "asked"),
+    ("used", "used"),
+    ("partial", "partial"),
+    ("silent", "silent"),
+    ("rows", "rows"),
+    ("train loss", "train_loss"),
+    ("held-out loss", "held_out_loss"),
+    ("seconds", "seconds"),
+    ("bytes from a station", "bytes_from_station"),
+)
 
 FleetFolder = Annotated[
     Path, typer.Option("--fleet", metavar="DIR", envvar=FOLDER_VARIABLE, help="The fleet's folder; default: here.")
@@ -158,7 +171,7 @@ def run(
     folder = Fleet(fleet)
     overrides = _overrides(run_config or [])
     if policy:
-        overrides["policy"] = str(folder.policies / policy)
+        overrides["policy"] = policy
     content = fleet_runs.packed(app)
     control = Control(folder)
     try:
@@ -179,7 +192,7 @@ def stop(
     from agent.fl.fleet_control import Control
 
     folder = Fleet(fleet)
-    found = [record for record in fleet_runs.records(folder) if record.name == name]
+    found = [record for record in fleet_runs.requests(folder) if record.name == name]
     if not found:
         raise BadInput(f"There is no run {name}.", "See `so-agent fleet status`.")
     control = Control(folder)
@@ -231,13 +244,13 @@ def _print_run(console: Console, run: dict[str, Any]) -> None:
     )  # fmt: skip
     if not run["rounds"]:
         return
-    keys = [key for key in run["rounds"][-1] if key != "round"]
     table = Table(box=None, pad_edge=False)
-    for column in ("round", *keys):
+    for column, _ in COLUMNS:
         table.add_column(column, justify="right")
     for each in run["rounds"]:
-        table.add_row(str(each["round"]), *(_short(each.get(key)) for key in keys))
+        table.add_row(*(_short(each.get(key)) for _, key in COLUMNS), each.get("problem") or "")
     console.print(table)
+    console.print(Text(f"adapters: {run['rounds'][-1]['adapter'] or 'none of the last round'}", "dim"))
 
 
 def _short(value: Any) -> str:

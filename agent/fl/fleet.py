@@ -26,6 +26,7 @@ import msgspec
 from agent.config import NAME_PATTERN
 from agent.errors import BadInput, NotRunning
 from agent.fl import certificates, station_key
+from agent.fl.base import FLEET
 
 SETTINGS: Final = "fleet.json"
 FORMAT: Final = 1
@@ -181,7 +182,7 @@ class Fleet:
 
     def environment(self) -> dict[str, str]:
         """What every process of Flower gets here: nothing of the user's, no telemetry, no look at the network."""
-        return {**quiet(self.flower), "SO_AGENT_FLEET": str(self.folder)}
+        return {**quiet(self.flower), FLEET: str(self.folder)}
 
 
 def quiet(home: Path) -> dict[str, str]:

@@ -8,9 +8,7 @@ import msgspec
 from agent.errors import NotRunning
 from agent.fl import fleet_runs
 from agent.fl.fleet import Fleet
-from agent.fl.fleet_runs import ROUNDS
-
-ROUND_FILE = "round.json"
+from agent.fl.run_folder import ADAPTER, ROUND, ROUNDS
 
 
 def report(fleet: Fleet) -> dict[str, Any]:
@@ -37,7 +35,7 @@ def report(fleet: Fleet) -> dict[str, Any]:
             for member in fleet.members()
         ],
         "problems": fleet.problems(),
-        "runs": [_run(fleet, record) for record in fleet_runs.records(fleet)],
+        "runs": [_run(fleet, record) for record in fleet_runs.requests(fleet)],
     }
 
 
@@ -61,7 +59,7 @@ def _ask(fleet: Fleet) -> dict[str, tuple[str, str | None]]:
     return found
 
 
-def _run(fleet: Fleet, record: fleet_runs.Record) -> dict[str, Any]:
+def _run(fleet: Fleet, record: fleet_runs.Request) -> dict[str, Any]:
     return {
         "run": record.name,
         "app": record.app,
@@ -77,10 +75,11 @@ def rounds(run: Path) -> list[dict[str, Any]]:
     """What the server app wrote of each round; one that cannot be read says so."""
     found = []
     for folder in sorted((run / ROUNDS).glob("[0-9]*")):
-        about: dict[str, Any] = {"round": int(folder.name), "folder": str(folder)}
+        about: dict[str, Any] = {}
         try:
-            about |= msgspec.json.decode((folder / ROUND_FILE).read_bytes(), type=dict[str, Any])
+            about |= msgspec.json.decode((folder / ROUND).read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.DecodeError) as error:
             about["problem"] = str(error)
-        found.append(about)
+        adapter = folder / ADAPTER
+        found.append(about | {"round": int(folder.name), "adapter": str(adapter) if adapter.is_dir() else None})
     return found

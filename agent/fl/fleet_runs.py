@@ -1,30 +1,31 @@
 """The runs of a fleet: what was asked for, so that it can be asked for again after a crash of the server.
 
-runs/NAME/run.json      what was asked for, and what became of it
-runs/NAME/app.fab       the app as it was submitted
-runs/NAME/rounds/       one adapter a round, by the server app; see adapter.py
+runs/NAME/request.json   what was asked for, and what became of it
+runs/NAME/request.fab    the app as it was submitted
+runs/NAME/...            what the server app keeps of each round: run_folder.py
 """
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-import agent
 from agent.config import NAME_PATTERN
 from agent.errors import BadInput
+from agent.fl.app import NAME, write_app
 from agent.fl.fleet import Fleet
+from agent.fl.run_folder import ROUNDS
 from agent.telemetry import logger
 
 if TYPE_CHECKING:
     from agent.fl.fleet_control import Control, Run
 
-RECORD: Final = "run.json"
-APP: Final = "app.fab"
-ROUNDS: Final = "rounds"
+RECORD: Final = "request.json"
+APP: Final = "request.fab"
 
 OUTPUT_KEY: Final = "output"
 NAME_KEY: Final = "name"
@@ -33,8 +34,8 @@ NAME_KEY: Final = "name"
 type Value = bool | int | float | str
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `run.json` holds."""
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `request.json` holds."""
 
     name: str
     app: str  # SHA-256 that stations must know
@@ -50,14 +51,15 @@ def packed(folder: Path | None) -> bytes:
     import click
     from flwr.cli.build import build_fab_from_disk
 
-    where = folder or Path(agent.__file__).resolve().parents[1]
-    try:
-        return build_fab_from_disk(where)
-    except (ValueError, OSError, click.ClickException) as error:
-        raise BadInput(f"The app in {where} cannot be packed: {error}.", "Does `flwr build` work there?") from error
+    with tempfile.TemporaryDirectory() as own:
+        where = folder or write_app(Path(own) / NAME)
+        try:
+            return build_fab_from_disk(where)
+        except (ValueError, OSError, click.ClickException) as error:
+            raise BadInput(f"The app in {where} cannot be packed: {error}.", "Does `flwr build` work there?") from error
 
 
-def submit(fleet: Fleet, control: "Control", name: str, app: bytes, overrides: Mapping[str, Value]) -> Record:
+def submit(fleet: Fleet, control: "Control", name: str, app: bytes, overrides: Mapping[str, Value]) -> Request:
     """Begin a run. Raises BadInput when there is one of this name."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise BadInput(f"{name!r} cannot be a run's name.", "Use lower case letters, digits, - and _: --name NAME.")
@@ -67,7 +69,7 @@ def submit(fleet: Fleet, control: "Control", name: str, app: bytes, overrides: M
     folder.mkdir(parents=True, exist_ok=True)
     (folder / APP).write_bytes(app)
     number = control.start(app, _config(fleet, name, overrides))
-    record = Record(name, hashlib.sha256(app).hexdigest(), dict(overrides), number)
+    record = Request(name, hashlib.sha256(app).hexdigest(), dict(overrides), number)
     _write(fleet, record)
     return record
 
@@ -75,7 +77,7 @@ def submit(fleet: Fleet, control: "Control", name: str, app: bytes, overrides: M
 def go_on(fleet: Fleet, control: "Control") -> None:
     """Submit again what a SuperLink was at when it ended. Its successor knows nothing of it."""
     known = {run.id for run in control.runs()}
-    for record in records(fleet):
+    for record in requests(fleet):
         if record.over or record.number in known:
             continue
         app = (fleet.runs / record.name / APP).read_bytes()
@@ -87,7 +89,7 @@ def go_on(fleet: Fleet, control: "Control") -> None:
 def settle(fleet: Fleet, runs: "list[Run]") -> None:
     """Write down how runs ended."""
     by_number = {run.id: run for run in runs}
-    for record in records(fleet):
+    for record in requests(fleet):
         run = by_number.get(record.number)
         if record.over or run is None:
             continue
@@ -97,7 +99,7 @@ def settle(fleet: Fleet, runs: "list[Run]") -> None:
             logger.info("run over", run=record.name, how=how, details=run.details)
 
 
-def records(fleet: Fleet) -> list[Record]:
+def requests(fleet: Fleet) -> list[Request]:
     """By name."""
     return [_read(path) for path in sorted(fleet.runs.glob(f"*/{RECORD}"))]
 
@@ -112,14 +114,14 @@ def _config(fleet: Fleet, name: str, overrides: Mapping[str, Value]) -> dict[str
     return {**overrides, OUTPUT_KEY: str(fleet.runs), NAME_KEY: name}
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path) -> Request:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        return msgspec.json.decode(path.read_bytes(), type=Request)
     except (OSError, msgspec.DecodeError) as error:
         raise BadInput(f"Cannot read {path}: {error}.", "Remove the run's folder.") from error
 
 
-def _write(fleet: Fleet, record: Record) -> None:
+def _write(fleet: Fleet, record: Request) -> None:
     path = fleet.runs / record.name / RECORD
     new = path.with_name(f".{RECORD}.new")
     new.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
