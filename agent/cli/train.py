@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from agent.inference.training.messages import Began, Event, Learnt, Stepped
     from agent.inference.training.supervise import Supervisor
 
-IN_THE_WAY: Final = frozenset({Mode.STARTING, Mode.ALIGNING, Mode.TELEOP, Mode.EXECUTING, Mode.HOMING, Mode.STOPPING})
-"""Somebody moves the arm, and the computer's time is theirs."""
-
 SAVE_EVERY_S: Final = 60.0
 LINES_OF_A_LOG: Final = 20
 """Of a whole training, where there is no terminal to draw a bar on."""
@@ -94,7 +91,8 @@ def train(
     if not anyway:
         _ask_the_agent(console)
     supervisor = (go_on if resume else begin)(config, wish, share)
-    learnt = _listen(supervisor, console)
+    with contextlib.nullcontext() if anyway else _making_way(supervisor, console):
+        learnt = _listen(supervisor, console)
     if learnt is None:
         raise typer.Exit(_stopped(supervisor))
     _publish(supervisor, learnt, console)
@@ -102,17 +100,41 @@ def train(
 
 def _ask_the_agent(console: Console) -> None:
     """Raises Refused while somebody moves the arm."""
+    from agent.cli.arm_in_use import in_use
+
     try:
         status = invocation().call("status")
     except NotRunning:
         return
     mode = Mode(status["mode"])
-    if mode in IN_THE_WAY:
+    if in_use(status):
         raise Refused(
             f"The arm is in mode {mode}: {status['reason']}.",
             f"{WHAT_TO_DO[mode]} Or give --anyway to train all the same.",
         )
     console.print(f"The agent runs, and the arm is in mode {mode}. Training takes only time that nothing else wants.")
+
+
+@contextlib.contextmanager
+def _making_way(supervisor: "Supervisor", console: Console) -> Iterator[None]:
+    """The training stands still while the arm is used, whoever starts that and however late."""
+    from agent.cli.arm_in_use import ArmInUse
+
+    def changed(why: str | None) -> None:
+        if why:
+            supervisor.freeze()
+            console.print(f"The training stands still: {why}.")
+        else:
+            supervisor.thaw()
+            console.print("The arm rests: the training goes on.")
+
+    watch = ArmInUse(invocation().agent_socket(), changed)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.close()
+        supervisor.thaw()
 
 
 def _listen(supervisor: "Supervisor", console: Console) -> "Learnt | None":

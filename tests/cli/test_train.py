@@ -1,27 +1,35 @@
 """`so-agent train`: what people and programs see of a training."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from agent.config import StationConfig
+from agent.api.local import serve
+from agent.clock import SystemClock
+from agent.config import StationConfig, load
 from agent.errors import Exit
 from agent.inference.importer import Wish, import_checkpoint
+from agent.inference.training.folder import newest_checkpoint
+from agent.modes import Mode
 from agent.robot.recording.repair import repair
+from agent.station import Station
 from tests.cli.conftest import Cli, Result
 from tests.cli.wire import Agent, Answer
 from tests.inference.checkpoints import smolvla
 from tests.recording.made import journal
+from tests.station.live import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,6 +107,83 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_that_ends_in_a_new_policy(train:
     assert "fine-tuned on 2 episodes of kitchen: 40 steps of 8, expert, seed 0" in about["description"]
     assert "is done" in train("--resume", "--name", "reach-kitchen").err
     assert cli("policy", "show", "reach", "-c", file).code == 0
+
+
+class Quiet:
+    """An agent without children, whose mode is changed by hand."""
+
+    def __init__(self, file: Path) -> None:
+        self.station: Station | None = None
+        self._file = file
+        self._up, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self.station = Station(load(self._file), SystemClock())
+        self._loop = asyncio.get_running_loop()
+        async with serve(self.station.paths.agent_socket, self.station.handle):
+            self._up.set()
+            await asyncio.to_thread(self._over.wait)
+
+    def to(self, mode: Mode) -> None:
+        assert self.station
+        self._loop.call_soon_threadsafe(self.station.machine.to, mode, "a test")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._up.wait(20)
+        self.to(Mode.IDLE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(20)
+
+
+def stands_still(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def next_step(running: "subprocess.Popen[str]") -> int:
+    assert running.stdout
+    return next(event["step"] for line in running.stdout if (event := json.loads(line))["event"] == "step")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_stands_still_while_the_arm_is_used_and_nothing_is_lost_by_a_kill_meanwhile(file: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "agent.cli",
+        "train",
+        "--policy",
+        "reach",
+        "--steps",
+        "100000",
+        "-c",
+        file,
+        "--json",
+    ]
+    with Quiet(file) as agent:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        next_step(running)
+        child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text())
+        agent.to(Mode.ALIGNING)
+        wait_for("the training stands still", lambda: stands_still(child))
+        agent.to(Mode.HOLD)
+        wait_for("the training goes on", lambda: not stands_still(child))
+        step = next_step(running)
+        agent.to(Mode.EXECUTING)
+        wait_for("the training stands still again", lambda: stands_still(child))
+        running.kill()
+        running.wait()
+        work = file.parent / "state/training/reach-kitchen"
+        wait_for("what it learnt is saved", lambda: newest_checkpoint(work), 60.0)
+        wait_for("it has ended", lambda: not Path(f"/proc/{child}").exists(), 60.0)
+        saved = newest_checkpoint(work)
+        assert saved
+        assert int(saved.name) >= step
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ the end of whoever listens.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: said.stop())
     step_back()
+    _go_on_alone()
     cache = Path(job.work) / CACHE
     # lerobot's dataset reads its tables through a copy on the disk, by default in the user's home.
     os.environ |= {"HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": str(job.threads)}
@@ -55,6 +57,12 @@ def step_back() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(EASY_PREY)
+
+
+def _go_on_alone() -> None:
+    """When whoever froze this process is killed it wakes up, finds nobody to talk to, saves and ends."""
+    PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def _train(job: Job, said: "_Lines") -> None:

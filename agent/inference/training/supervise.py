@@ -4,6 +4,7 @@ Needs neither torch nor lerobot; they are in the process.
 """
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -166,8 +167,23 @@ class Supervisor:
     def stop(self) -> None:
         """Let it save and end; `run` returns then."""
         self._asked = True
+        self.thaw()
         if self._child and self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
+
+    def freeze(self) -> None:
+        """Let it stand still, at once, with everything that it has started."""
+        if not self._asked:
+            self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child and self._child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, number)
 
     def kill(self) -> None:
         """What it learnt since it last saved is lost."""
