@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.api.mqtt.commands import Gate
+from agent.api.mqtt.home_assistant import announcement
 from agent.api.mqtt.link import StationLink
 from agent.api.mqtt.seen import Seen
 from agent.api.mqtt.surface import Surface
@@ -45,7 +46,8 @@ async def surfaced(
     keeping.look()
     link = StationLink(config.paths, clock)
     gate = Gate(clock, keeping, Seen(config.paths.mqtt_seen))
-    surface = Surface(config.station, config.mqtt, link, gate, clock)
+    about = announcement(config) if config.mqtt.home_assistant else None
+    surface = Surface(config.station, config.mqtt, link, gate, clock, about)
     async with daemon.serve(config.paths.agent_socket):
         task = asyncio.create_task(surface.run())
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.api import local
-from agent.errors import BadInput, Refused
+from agent.errors import Refused
 
 MOTION = ("task.start", "teleop.start", "park", "release")
 
@@ -27,6 +27,8 @@ class FakeDaemon:
         self.more = asyncio.Condition()
         self.gate = asyncio.Event()
         self.gate.set()
+        self.recording: dict[str, Any] | None = None
+        self.last_task: str | None = None
         self._seq = itertools.count(1)
 
     @contextlib.asynccontextmanager
@@ -60,8 +62,15 @@ class FakeDaemon:
         match verb:
             case "hold":
                 await self.become("hold", "hold was asked for")
-            case "reset":
-                raise BadInput("Not from here.")
+            case "lease.take":
+                return {"token": "the-token", "owner": args["owner"], "ttl_s": args["ttl_s"]}
+            case "record.start":
+                self.recording = {
+                    "task": args["task"], "source": "teleop", "phase": "episode", "episode": 1, "episodes": 1,
+                    "frames": 0, "seconds": 0.0, "repeats": {}, "committed": 0,
+                }  # fmt: skip
+            case "record.stop":
+                self.recording = None
             case "teleop.start":
                 raise Refused("Not possible in mode estop: somebody pressed it.", "Reset it.")
             case "task.start":
@@ -80,6 +89,14 @@ class FakeDaemon:
                 except TimeoutError:
                     await progress({"last": since})
 
+    def more_status(self) -> dict[str, Any]:
+        recorder = {
+            "state": "ready", "reason": "", "task": None, "frames": 0, "seconds": 0.0, "episodes": 3, "salvaged": 0,
+            "free_bytes": 40 * 10**9, "dataset": "episodes",
+            "last": {"task": self.last_task} if self.last_task else None,
+        }  # fmt: skip
+        return {"recorder": recorder, "recording": self.recording}
+
     def moved(self) -> list[str]:
         return [verb for verb, _ in self.calls if verb in MOTION]
 
@@ -97,7 +114,7 @@ class FakeDaemon:
             "federation",
         )
         about = {"station": "test", "version": "0.1.0", "config_hash": "0" * 12, "uptime_s": 1.0, "children": {}}
-        return {**about, "mode": self.mode, "reason": self.reason, **dict.fromkeys(nothing)}
+        return {**about, "mode": self.mode, "reason": self.reason, **dict.fromkeys(nothing)} | self.more_status()
 
 
 def iso(wall_s: float) -> str:

@@ -13,6 +13,7 @@ from tests.mqtt.daemon import command, iso
 GOOD_ARGS: dict[str, dict[str, Any]] = {
     "task.start": {"task": "reach the red disc"},
     "record.start": {"task": "reach the red disc"},
+    "record": {"on": True, "task": "reach the red disc"},
     "release": {"confirm": True},
     "episodes.show": {"episode": 0},
     "episodes.mark": {"episode": 0, "success": True},

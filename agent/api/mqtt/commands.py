@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from agent import lease
 from agent.api import schemas
 from agent.api.mqtt.messages import ID_PATTERN, PAYLOAD_MAX_BYTES, Command
+from agent.api.mqtt.recording import RecordSwitch
 from agent.api.mqtt.seen import Full, Seen
 from agent.api.mqtt.timekeeping import Timekeeping
 from agent.clock import Clock
@@ -47,6 +48,7 @@ VERBS: Final[dict[str, Kind]] = {
     "lease.take": Kind.CHANGE,
     "lease.release": Kind.CHANGE,
     "task.stop": Kind.CHANGE,
+    "record": Kind.CHANGE,
     "record.start": Kind.CHANGE,
     "record.stop": Kind.CHANGE,
     "record.discard": Kind.CHANGE,
@@ -60,8 +62,8 @@ VERBS: Final[dict[str, Kind]] = {
     "park": Kind.MOVE,
     "release": Kind.MOVE,
 }
-"""What may be asked over a broker: `agent.api.schemas.VERBS` and the lease, but not `reset`: that is for whoever stands
-beside the arm."""
+"""What may be asked over a broker: `agent.api.schemas.VERBS`, the lease, and recording as a switch. Not `reset`: that
+is for whoever stands beside the arm."""
 
 
 Token = Annotated[str, Field(pattern=TOKEN_PATTERN, description="What lease.take gave.")]
@@ -99,6 +101,7 @@ REQUESTS: Final[dict[str, type[schemas.Request]]] = {
     "lease.take": LeaseTake,
     "lease.renew": LeaseToken,
     "lease.release": LeaseToken,
+    "record": RecordSwitch,
 }
 
 LIFE_S: Final[dict[Kind, float]] = {Kind.READ: 300.0, Kind.STOP: 300.0, Kind.CHANGE: 300.0, Kind.MOVE: 10.0}

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from aiomqtt import Message
 
+from agent.api.mqtt import recording
 from agent.api.mqtt.commands import Gate, Kind, Order, Reason, Refusal
 from agent.api.mqtt.link import Link
 from agent.api.mqtt.messages import Ack, stamp
@@ -132,11 +133,17 @@ class Orders:
 
         try:
             await self._gate.remember(order)
-            result = await self._link.call(order.verb, order.args, SILENCE_S, progress)
+            if order.verb == "record":
+                result = await recording.switch(self._link, order.args)
+            else:
+                result = await self._link.call(order.verb, order.args, SILENCE_S, progress)
         except Refusal as refusal:
             self._refuse(order.verb, address, refusal)
         except AgentError as error:
             self._fail(order, address, error)
+        except Exception as error:  # noqa: BLE001 - the edge of this surface: one bad command must not go unanswered
+            logger.exception("command failed", verb=order.verb, id=order.id)
+            self._fail(order, address, AgentError(f"The agent failed on this command: {error!r}.", "See its log."))
         else:
             self._done(order, address, result)
 

@@ -7,6 +7,7 @@ import asyncio
 import signal
 
 from agent.api.mqtt.commands import Gate
+from agent.api.mqtt.home_assistant import announcement
 from agent.api.mqtt.link import StationLink
 from agent.api.mqtt.seen import Seen
 from agent.api.mqtt.surface import Surface
@@ -40,7 +41,8 @@ async def _work(config: StationConfig) -> None:
     timekeeping = Timekeeping(trusted=config.mqtt.trust_clock)
     link = StationLink(config.paths, clock)
     seen = Seen(config.paths.mqtt_seen)
-    surface = Surface(config.station, config.mqtt, link, Gate(clock, timekeeping, seen), clock)
+    about = announcement(config) if config.mqtt.home_assistant else None
+    surface = Surface(config.station, config.mqtt, link, Gate(clock, timekeeping, seen), clock, about)
     async with asyncio.TaskGroup() as group:
         group.create_task(timekeeping.keep(), name="timekeeping")
         group.create_task(link.listen(), name="arm reports")

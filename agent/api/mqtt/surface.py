@@ -48,9 +48,9 @@ class Surface:
         link: Link,
         gate: Gate,
         clock: Clock,
-        chance: random.Random | None = None,
         announcement: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
+        """`announcement`: a topic and what Home Assistant is to read there."""
         self._settings = settings
         self._station = station
         self._topics = Topics(station)
@@ -58,7 +58,7 @@ class Surface:
         self._clock = clock
         self._announcement = announcement
         self._progress = Progress()
-        self._backoff = Backoff(chance or random.Random())  # noqa: S311 - spreading, not secrecy
+        self._backoff = Backoff(random.Random())  # noqa: S311 - spreading, not secrecy
         self._problem: str | None = None
         self.orders = Orders(self._topics, gate, link, clock) if settings.commands else None
         self.connected = asyncio.Event()
