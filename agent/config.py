@@ -253,7 +253,9 @@ class Federation(_Model):
     share_statistics: bool = False  # count, mean and spread of the joints may leave, besides adapters and metrics
     privacy: FederatedPrivacy | None = None
     promote: bool = True  # a candidate that is not worse is used by itself, between tasks
-    max_worse: Annotated[float, Field(ge=0, le=1)] = 0.02  # a candidate whose held-out loss is worse by more is refused
+    max_worse: Annotated[float, Field(ge=0, le=1)] = (
+        0.02  # by so much a candidate may be off more than the policy in use
+    )
 
 
 class Logging(_Model):

@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from agent import delegation
 from agent.api import local
 from agent.clock import SystemClock
 from agent.config import StationConfig
@@ -22,6 +23,7 @@ from agent.watchdog import ServiceManager, Vitals, Watchdog
 def run(config: StationConfig) -> None:
     """Run the agent in this process until SIGTERM, SIGINT or a shutdown request."""
     configure(config.logging, process="agent")
+    delegation.enter()
     faulthandler.enable()  # an agent that the watchdog ends says where it hung
     with _state_folder(config.paths.state, config.paths.lock):
         asyncio.run(_serve(config))

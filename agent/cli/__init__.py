@@ -7,7 +7,24 @@ from collections.abc import Sequence
 import click
 import typer
 
-from agent.cli import arm, calibrate, check, doctor, episodes, fl, fleet, policy, record, run, status, task, token, train
+from agent.cli import (
+    arm,
+    calibrate,
+    check,
+    doctor,
+    episodes,
+    fl,
+    fleet,
+    install,
+    policy,
+    record,
+    run,
+    secure,
+    status,
+    task,
+    token,
+    train,
+)
 from agent.cli.command import Command, Root, invocation, show_error
 from agent.errors import AgentError, BadInput
 
@@ -47,6 +64,8 @@ fleet.register(app)
 calibrate.register(app)
 check.register(app)
 doctor.register(app)
+install.register(app)
+secure.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Find the station that a command is about: by socket, by configuration, or because only one runs."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 STATE_ROOT = Path("~/.local/state/so-agent")
 """Where the shipped configurations put their state folders, one a station."""
+
+SERVICE_ROOT = Path("/run/so-agent")
+"""Where stations that systemd runs have their sockets; members of the group so-agent may enter."""
 
 AGENT_SOCKET = "agent.sock"
 ARM_SOCKET = "arm.ctl"
@@ -34,8 +38,9 @@ def answers(path: Path) -> bool:
 
 
 def known_run_dirs() -> Iterator[Path]:
-    """The socket folders of all stations below the usual place."""
+    """The socket folders of all stations at the usual places: those of this user, and those that are services."""
     yield from sorted(STATE_ROOT.expanduser().glob("*/run"))
+    yield from sorted(SERVICE_ROOT.glob("*"))
 
 
 def _the_only(name: str, what: str) -> Path:
@@ -43,8 +48,13 @@ def _the_only(name: str, what: str) -> Path:
     match running:
         case [only]:
             return only
+        case [] if closed := [folder for folder in known_run_dirs() if not os.access(folder, os.X_OK)]:
+            raise NotRunning(
+                f"No {what} was found, but this user may not look into {', '.join(map(str, closed))}.",
+                "Join the group that may operate the arm: `sudo usermod -aG so-agent $USER`, then log in again.",
+            )
         case []:
-            raise NotRunning(f"No {what} runs below {STATE_ROOT}.", HOW_TO_NAME)
+            raise NotRunning(f"No {what} runs below {STATE_ROOT} or {SERVICE_ROOT}.", HOW_TO_NAME)
         case _:
             raise BadInput(f"More than one {what} runs: {', '.join(map(str, running))}.", HOW_TO_NAME)
 
