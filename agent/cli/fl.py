@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     fl.command("consent", cls=Command, epilog="Example: so-agent fl consent kitchen")(consent)
     fl.command("pause", cls=Command, epilog="Example: so-agent fl pause")(pause)
     fl.command("resume", cls=Command, epilog="Example: so-agent fl resume --now")(resume)
+    fl.command("rollback", cls=Command, epilog="Example: so-agent fl rollback")(rollback)
     fl.command("leave", cls=Command, epilog="Example: so-agent fl leave")(leave)
     app.add_typer(fl)
 
@@ -115,6 +116,21 @@ def resume(
     invocation().show({"paused": False, "against": against}, sentence)
 
 
+def rollback() -> None:
+    """Use the policy before the one that a run led to. The promoted one stays in `policy list`."""
+
+    def offline(membership: "Membership") -> dict[str, Any]:
+        from agent.clock import SystemClock
+        from agent.fl.promotion import Promotion
+
+        promotion = Promotion(invocation().load(), SystemClock(), lambda text, data: None)
+        left, taken = promotion.rollback("fl rollback was asked for")
+        return {"policy": taken, "instead_of": left}
+
+    answer = _ask("fl.rollback", {}, offline)
+    invocation().show(answer, f"Tasks run {answer['policy']} again instead of {answer['instead_of']}.")
+
+
 def leave() -> None:
     """Take part no longer. The key is kept; what was learnt so far stays in the policies of this station."""
 
@@ -190,11 +206,15 @@ def _print(answer: dict[str, Any]) -> None:
         ("messages", answer.get("messages")),
         ("made way", answer.get("preempted")),
         ("refused", answer.get("refused")),
+        ("tasks run", (answer.get("promotion") or {}).get("in_use")),
     ]
     for name, value in rows:
         if value is not None:
             table.add_row(Text(name, "bold"), str(value))
     console.print(table)
+    for each in (answer.get("promotion") or {}).get("candidates") or ():
+        style = {"promoted": "green", "worse": "yellow", "failed": "red"}.get(each["outcome"], "")
+        console.print(Text.assemble(f"  {each['run']}: ", (each["outcome"], style), f", {each['reason']}"))
 
 
 def _read(path: Path) -> str:

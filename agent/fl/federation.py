@@ -9,9 +9,10 @@ import contextlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -19,13 +20,22 @@ from agent.clock import Clock, seconds
 from agent.config import StationConfig
 from agent.errors import AgentError, BadInput
 from agent.fl.brief import Brief, Privacy, Progress
+from agent.fl.candidate import Job
+from agent.fl.comparison import Comparison
 from agent.fl.conditions import GB, Surroundings, against
 from agent.fl.desk import Desk
 from agent.fl.membership import Membership
 from agent.fl.node import Node, NodeState
+from agent.fl.promotion import Promotion
 from agent.telemetry import logger
 
+if TYPE_CHECKING:
+    from agent.fl.adapter import Adapter
+
 LOOK_S: Final = 1.0
+
+PROMOTE_S: Final = 2.0
+"""How often a look is taken for what a finished run has left."""
 
 type Told = Callable[[dict[str, Any]], Awaitable[None]]
 type Verb = Callable[[dict[str, Any], Told], Awaitable[dict[str, Any]]]
@@ -44,27 +54,37 @@ class Federation:
         self._against: list[str] = ["the agent has just started"]
         self._problem = ""
         self._brief: Brief | None = None
+        self.promotion = Promotion(config, clock, desk.tell)
+        self._comparison = Comparison(self.membership.folder)
+        self._judgements: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+        self._one_at_a_time = asyncio.Lock()  # changes of the policy in use
 
     # --- what the station calls ---
 
     async def run(self) -> None:
         """Until cancelled; then no process of it is left."""
-        node = asyncio.create_task(self.node.run(), name="supernode")
+        tasks = [
+            asyncio.create_task(self.node.run(), name="supernode"),
+            asyncio.create_task(self._promote(), name="promotion"),
+            asyncio.create_task(self._judge(), name="judgements"),
+        ]
         try:
             while True:
                 self._step()
-                done, _ = await asyncio.wait([node], timeout=LOOK_S)
-                if done:
-                    node.result()
+                done, _ = await asyncio.wait(tasks, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # none of them ends by itself: this raises why it did
         finally:
-            node.cancel()
-            await asyncio.gather(node, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._desk.training(None)
 
     def yield_now(self, cause: str) -> None:
         """The arm is wanted. A trainer stands still when this returns; the rest happens by itself."""
         self._used_ns = self._clock.now_ns()
         self._waived = False
+        self._comparison.end()
         if self.node.state is NodeState.OFF and not self.node.wanted:
             return
         short = _free_memory() < self._settings.min_free_memory_gb * GB
@@ -73,8 +93,8 @@ class Federation:
         logger.info("federation makes way", cause=cause, state=self.node.state)
 
     def judged(self, policy: str, success: bool) -> None:
-        """A person judged a task that this policy did."""
-        logger.debug("a task was judged", policy=policy, success=success)
+        """A person judged a task that this policy did. One that does clearly worse than the one before is not kept."""
+        self._judgements.put_nowait((policy, success))
 
     def status(self) -> dict[str, Any]:
         """For `so-agent status` and `fl status`; JSON."""
@@ -99,6 +119,7 @@ class Federation:
             "refused": node.refused or None,
             "peak_mb": node.peak_mb,
             "isolation": {"by": node.room.kind, "limits": node.room.limits},
+            "promotion": self.promotion.status() | {"comparing": self._comparison.running},
         }
 
     def verbs(self) -> dict[str, Verb]:
@@ -110,6 +131,7 @@ class Federation:
             "fl.pause": self._pause_verb,
             "fl.resume": self._resume_verb,
             "fl.consent": self._consent_verb,
+            "fl.rollback": self._rollback_verb,
         }
 
     # --- once a second ---
@@ -162,7 +184,7 @@ class Federation:
             progress=str(folders.progress.absolute()),
             candidates=str(folders.candidates.absolute()),
             scratch=str(folders.scratch.absolute()),
-            threads=settings.threads or max(1, len(os.sched_getaffinity(0)) - 1),
+            threads=self._threads,
             ledger=str(folders.ledger.absolute()),
             privacy=Privacy(**privacy.model_dump()) if privacy else None,
             share_statistics=settings.share_statistics,
@@ -170,6 +192,10 @@ class Federation:
         if brief != self._brief or not folders.brief.exists():
             self.node.tell(brief)
             self._brief = brief
+
+    @property
+    def _threads(self) -> int:
+        return self._settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
     def _work(self, working: bool, what: str) -> None:
         self._desk.training(what if working and not self._desk.wanted() else None)
@@ -181,6 +207,63 @@ class Federation:
             found = msgspec.json.decode(self.node.folders.progress.read_bytes(), type=Progress)
             return dict(msgspec.structs.asdict(found))
         return None
+
+    # --- what runs led to ---
+
+    async def _promote(self) -> None:
+        while True:
+            await asyncio.sleep(PROMOTE_S)
+            if not self._calm():
+                continue
+            adapter = await asyncio.to_thread(self.promotion.pending)
+            if adapter is not None:
+                await self._try(adapter)
+
+    async def _try(self, adapter: "Adapter") -> None:
+        """One candidate, unless somebody wants the arm meanwhile."""
+        try:
+            job = await asyncio.to_thread(self._job, adapter)
+            verdict = await self._comparison.run(job)
+            if verdict is None or self._desk.wanted():
+                return  # between tasks only: another time
+            async with self._one_at_a_time:
+                await asyncio.to_thread(self.promotion.decide, adapter, verdict)
+        except (AgentError, OSError) as error:
+            logger.warning("a candidate could not be tried", run=adapter.manifest.run, reason=str(error))
+            self.promotion.failed(adapter, str(error))
+
+    def _job(self, adapter: "Adapter") -> Job:
+        current = self.promotion.current()
+        return Job(
+            adapter=str(adapter.folder.absolute()),
+            policies=str(self._config.paths.policies.absolute()),
+            current=str(current) if current else None,
+            name=self.promotion.name_for(adapter),
+            target=str(self.promotion.trial),
+            datasets=tuple(str(dataset.absolute()) for dataset in self.membership.learnable),
+            held_out=self._settings.held_out,
+            threads=self._threads,
+        )
+
+    def _calm(self) -> bool:
+        """Whether there is time to look at a candidate: as for joining, but at any hour, and while paused, too."""
+        try:
+            now = replace(self._surroundings(), enrolled=True, paused=False, datasets=1)
+        except (AgentError, OSError):
+            return False
+        return self.node.state is not NodeState.WORKING and not against(
+            self._settings.model_copy(update={"hours": ()}), now, joined=False
+        )
+
+    async def _judge(self) -> None:
+        while True:
+            policy, success = await self._judgements.get()
+            async with self._one_at_a_time:
+                try:
+                    if reason := self.promotion.judged(policy, success):
+                        await asyncio.to_thread(self.promotion.rollback, reason)
+                except (AgentError, OSError) as error:
+                    logger.error("a judgement was not taken down", policy=policy, problem=str(error))
 
     # --- verbs ---
 
@@ -228,6 +311,12 @@ class Federation:
             self.membership.give_consent(dataset, on)
             self._step()
         return consents(self.membership)
+
+    async def _rollback_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
+        _only(args)
+        async with self._one_at_a_time:
+            left, taken = await asyncio.to_thread(self.promotion.rollback, "fl rollback was asked for")
+        return {"policy": taken, "instead_of": left}
 
 
 def consents(membership: Membership) -> dict[str, Any]:

@@ -16,7 +16,6 @@ Needs neither flwr nor torch.
 import os
 import re
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +26,7 @@ from agent.config import NAME_PATTERN
 from agent.errors import BadInput, NotRunning
 from agent.fl import certificates, station_key
 from agent.fl.base import FLEET
+from agent.fl.environment import quiet
 
 SETTINGS: Final = "fleet.json"
 FORMAT: Final = 1
@@ -183,24 +183,6 @@ class Fleet:
     def environment(self) -> dict[str, str]:
         """What every process of Flower gets here: nothing of the user's, no telemetry, no look at the network."""
         return {**quiet(self.flower), FLEET: str(self.folder)}
-
-
-def quiet(home: Path) -> dict[str, str]:
-    """This process's environment for Flower's programs: a home of their own, nothing sent or asked elsewhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
-    programs = Path(sys.executable).parent  # Flower's programs start each other through PATH
-    return kept | {
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _check_name(name: str, what: str) -> None:

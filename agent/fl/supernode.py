@@ -15,7 +15,7 @@ from typing import Final
 
 from agent.fl import brief, runner
 from agent.fl.diary import Diary
-from agent.fl.fleet import quiet
+from agent.fl.environment import quiet
 from agent.fl.launch import Launch, command
 from agent.fl.membership import Membership
 from agent.fl.room import Room
