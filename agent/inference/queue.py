@@ -252,6 +252,11 @@ class ChunkQueue:
         newest = self._newest
         return max(0, (newest.end_ns - self.plan_ns - 1) // newest.period_ns) if newest else 0
 
+    @property
+    def left_ns(self) -> int:
+        """Plan time until the schedule ends."""
+        return max(0, self._newest.end_ns - self.plan_ns) if self._newest else 0
+
     def ahead(self, start_ns: int, n: int) -> tuple[Joints, ...]:
         """At most `n` poses of the schedule, from `start_ns` on, one period of the newest chunk apart.
 

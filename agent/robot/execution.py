@@ -50,6 +50,8 @@ class Executor:
         self._ticks = 0  # since the first action
         self._starved_ticks = 0
         self._starving_since_ns: int | None = None
+        self._taken_ns = 0  # when the last chunk came,
+        self._covered_ns = 0  # and for how long the schedule went on from there
         self._last: Execution | None = None  # of the task that ended
 
     def close(self) -> None:
@@ -91,6 +93,7 @@ class Executor:
             reason = self._queue.offer(chunk) if chunk else NO_CHUNK
             if reason is Verdict.TAKEN:
                 self._chunks += 1
+                self._taken_ns, self._covered_ns = self._clock.now_ns(), self._queue.left_ns
                 continue
             if reason not in self._dropped:  # the count is in every report; one line of each kind is enough
                 logger.warning("chunk dropped", reason=str(reason), generation=self.generation)
@@ -120,10 +123,15 @@ class Executor:
     def overdue(self) -> str | None:
         """Why the task cannot go on, if it has starved for too long."""
         limit_s = self._stop_s if self._ticks else self._first_s
-        if self._starving_ns() <= nanoseconds(limit_s):
-            return None
-        what = "action" if self._ticks else "first action"
-        return f"no {what} came from the policy for {limit_s:g} s; the task is stopped"
+        if self._starving_ns() > nanoseconds(limit_s):
+            what = "action" if self._ticks else "first action"
+            return f"no {what} came from the policy for {limit_s:g} s; the task is stopped"
+        # On a host where ticks come late plan time is slower than the clock, and what is left of a schedule would keep
+        # the arm moving for long after the policy has died.
+        silent_ns = self._clock.now_ns() - self._taken_ns
+        if self._ticks and silent_ns > self._covered_ns + nanoseconds(self._stop_s):
+            return f"nothing came from the policy for {seconds(silent_ns):.1f} s; the task is stopped"
+        return None
 
     # --- how it goes ---
 

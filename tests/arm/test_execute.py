@@ -423,6 +423,33 @@ class HandClock:
         return 0.0
 
 
+@pytest.mark.parametrize("tick_s", [1 / 30, 0.06, 0.1, 0.2])
+def test_a_policy_that_died_stops_the_task_in_time_however_slow_the_arm_ticks(
+    make_config: Callable[..., StationConfig], tick_s: float
+) -> None:
+    config = make_config(policy={"starve_stop_s": 1.0})
+    config.paths.run.mkdir(parents=True)
+    clock, policy = HandClock(), Policy(config.paths.policy_pub)
+    executor = Executor(config, clock)
+    try:
+        policy.wait_for_the_arm()
+        executor.begin(1)
+        policy.send(1, 0, [POSE] * 50)
+        while executor.next(POSE) is None:
+            executor.receive()
+            clock.ns += 1
+        came_ns = clock.ns
+        while executor.overdue() is None:
+            clock.ns += round(tick_s * NS_PER_S)
+            executor.next(POSE)
+        promised_s = 50 / 30 + 1.0
+        assert (clock.ns - came_ns) / NS_PER_S == pytest.approx(promised_s, abs=2 * tick_s)
+        assert "came from the policy for" in str(executor.overdue())
+    finally:
+        executor.close()
+        policy.close()
+
+
 @pytest.mark.parametrize(("hang_s", "allowed_s"), [(1.0, FIRST_CHUNK_S), (30.0, 30.0)])
 def test_a_first_chunk_may_take_longer(
     make_config: Callable[..., StationConfig], hang_s: float, allowed_s: float
