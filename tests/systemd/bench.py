@@ -6,7 +6,6 @@ arms do. Cameras are reached over the loopback network, which both sides share.
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,6 +102,40 @@ class Bench:
 
     # --- the station on the machine ---
 
+    def install(self) -> None:
+        self.so_agent("install", "-c", SHARED / "station.yaml", "--yes")
+        self.wait_active()
+
+    def calm(self) -> None:
+        """Running, idle, and with nothing wrong."""
+        self.live.inject(clear=True, operator="resume")
+        if self.machine.show(UNIT, "ActiveState") != "active":
+            self.machine.run("systemctl", "reset-failed")
+            self.machine.run("systemctl", "start", UNIT)
+        self.machine.run("systemctl", "reset-failed", UNIT, check=False)  # counts its restarts anew, too
+        self.wait_active()
+        self.wait_recorder()
+        status = self.status()
+        assert status
+        if status["mode"] in ("estop", "fault"):
+            self.client.call("reset")
+        if status["recording"]:
+            self.client.call("record.discard")
+        if status["mode"] != "idle":
+            self.client.call("release")
+        self.wait_mode("idle")
+
+    def wait_recorder(self) -> None:
+        """Until an episode can be recorded."""
+
+        def ready() -> bool:
+            status = self.status() or {}
+            cameras = (status.get("cameras") or {}).values()
+            streaming = cameras and all(camera["state"] == "streaming" for camera in cameras)
+            return bool(streaming) and (status.get("recorder") or {}).get("state") == "ready"
+
+        wait_for("the recorder is ready", ready, READY_S, self.why)
+
     def so_agent(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """The command line, as root on the machine."""
         return self.machine.run("env", "HOME=/root", PYTHON, "-m", "agent.cli", *words, check=check)
@@ -150,13 +183,34 @@ class Bench:
         self.wait_mode("teleop", timeout_s=1.0)
         self.live.inject(operator="resume")
 
+    def record(self, seconds: float) -> None:
+        """Begin an episode, and let it go on for so long at least."""
+        self.client.call("record.start", {"task": "push the cube", "episodes": 1, "episode_s": 60.0, "reset_s": 0.0})
+
+        def long_enough() -> bool:
+            return ((self.status() or {}).get("recording") or {}).get("seconds", 0.0) >= seconds
+
+        wait_for("an episode is under way", long_enough, 20.0, self.why)
+
+    def episodes(self) -> list[dict[str, Any]]:
+        episodes: list[dict[str, Any]] = self.client.call("episodes.list")["episodes"]
+        return episodes
+
+    # --- the arm itself, from the simulation ---
+
+    def torque(self) -> list[bool]:
+        """Of the follower's servos, in the order of the joints."""
+        torque: list[bool] = self.live.inject(state=True)["state"]["arms"]["follower"]["torque"]
+        return torque
+
+    def goals(self) -> dict[int, float]:
+        """The last goal that was written to each servo of the follower, in degrees from the middle."""
+        rows = [row for row in self.live.wire() if row["arm"] == "follower"]
+        return {row["id"]: row["goal"] * 360 / 4096 for row in rows}
+
     def close(self) -> None:
         for cable in self._cables:
             cable.kill()
             cable.wait()
         self.machine.close()
         self.live.close()
-
-
-def now() -> float:
-    return time.monotonic()

@@ -23,6 +23,9 @@ LOOK_S: Final = 0.05
 SHARED: Final = Path("/bench")
 """Where the shared folder is seen. Not in a temporary folder, which systemd empties."""
 
+PRIVILEGES: Final = ("--capability=CAP_SYS_RESOURCE,CAP_BPF,CAP_PERFMON", "--system-call-filter=bpf")
+"""Which nspawn withholds and a systemd has that is PID 1 of hardware: to raise limits, and to enforce DeviceAllow=."""
+
 NAMESPACES: Final = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
 UP: Final = ("running", "degraded")
@@ -73,7 +76,7 @@ class Machine:
         argv = [
             "nsenter", f"--target={self._keeper.pid}", "--mount",
             "systemd-nspawn", "--quiet", "--boot", f"--directory={self._folder}/machine/root",
-            "--register=no", "--keep-unit", "--console=pipe", *binds, f"--bind={self._shared}:{SHARED}",
+            "--register=no", "--keep-unit", "--console=pipe", *PRIVILEGES, *binds, f"--bind={self._shared}:{SHARED}",
         ]  # fmt: skip
         enter = f"echo $$ > {shlex.quote(str(self._cgroup / 'cgroup.procs'))}; exec " + shlex.join(map(str, argv))
         self._container = subprocess.Popen(
