@@ -1,5 +1,5 @@
-"""Makes small pictures of the cameras' frames. A program of its own, at idle priority: previews are the first thing
-that a busy station goes without.
+"""Makes small pictures of the cameras' frames. A program of its own, at the lowest priority: previews are the first
+thing that a busy station goes without.
 
 Run by `agent.api.http.previews`. Reads JSON lines: first `{"cameras": {"front": "/run/cam-front.pub"}, "fps": 5,
 "width": 480}`, then whom to watch, e.g. `{"watch": ["front"]}`. Writes two lengths (big-endian, 4 bytes each), a
@@ -27,6 +27,10 @@ from agent.messages import FrameHeader, encode
 from agent.transport import Subscriber, topic
 
 QUALITY: Final = 75
+
+LOWEST: Final = 19
+"""A sixtieth of what a recorder gets when both want the same core. Not SCHED_IDLE: a trainer runs there, and people
+would see nothing at all beside it."""
 
 NEVER: Final = b"\x00"
 """A topic that no message begins with: a subscriber has one from the start."""
@@ -131,7 +135,7 @@ def _write(out: int, data: bytes) -> None:
 
 
 def main() -> None:
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(LOWEST)
     cv2.setNumThreads(1)
     Encoder(json.loads(sys.stdin.buffer.readline()), sys.stdout.fileno(), SystemClock()).run(sys.stdin.fileno())
 

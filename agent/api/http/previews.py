@@ -14,7 +14,6 @@ import msgspec
 
 from agent.clock import NS_PER_MS, Clock, nanoseconds
 from agent.config import Http, StationConfig
-from agent.errors import DeviceFault
 from agent.messages import FrameHeader
 from agent.telemetry import logger
 
@@ -22,12 +21,15 @@ LENGTHS: Final = struct.Struct(">II")
 """Of header and picture; `agent.api.http.encoder` writes them. It is not imported: OpenCV would come with it."""
 
 LINGER_S: Final = 3.0
-"""A page asks again within a second; one that does not is gone."""
+"""A page asks again within a second; one that does not is gone, and its cameras are left alone."""
+
+KEEP_S: Final = 60.0
+"""The idle program costs 40 MB, to start it again costs a second of a core."""
 
 RETRY_S: Final = 1.0
 
 PATIENCE_S: Final = 2.0
-"""For the first picture: the program that makes them has to start."""
+"""How long a request waits for a picture, before it is answered that there is none."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Previews:
         self._wanted = asyncio.Event()
         self._came = asyncio.Condition()
 
-    async def after(self, camera: str, capture_ns: int) -> Picture:
-        """A picture taken after `capture_ns`, as soon as there is one. Raises DeviceFault when none comes."""
+    async def after(self, camera: str, capture_ns: int) -> Picture | None:
+        """A picture taken after `capture_ns`, as soon as there is one; None when none came in time."""
         self._wanted_ns[camera] = self._clock.now_ns()
         self._wanted.set()
 
@@ -66,22 +68,17 @@ class Previews:
             picture = self._newest.get(camera)
             return picture is not None and picture.capture_ns > capture_ns
 
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S), self._came:
                 await self._came.wait_for(there)
-        except TimeoutError:
-            raise DeviceFault(
-                f"No new picture came from the camera {camera} within {PATIENCE_S:g} s.",
-                "Its state in `/api/v1/status` says why.",
-            ) from None
-        return self._newest[camera]
+                return self._newest[camera]
+        return None
 
     async def stream(self, camera: str) -> AsyncIterator[Picture]:
         """One after the other, for ever. A camera that delivers nothing is waited for."""
         last_ns = 0
         while True:
-            with contextlib.suppress(DeviceFault):
-                picture = await self.after(camera, last_ns)
+            if picture := await self.after(camera, last_ns):
                 last_ns = picture.capture_ns
                 yield picture
 
@@ -123,7 +120,7 @@ class Previews:
         while not reading.done():
             oldest_ns = self._clock.now_ns() - nanoseconds(LINGER_S)
             wanted = {name for name, at_ns in self._wanted_ns.items() if at_ns > oldest_ns}
-            if not wanted:
+            if not wanted and max(self._wanted_ns.values()) < self._clock.now_ns() - nanoseconds(KEEP_S):
                 self._wanted.clear()
                 return
             if wanted != told:

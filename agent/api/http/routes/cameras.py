@@ -23,16 +23,19 @@ def _produces(media_type: str, what: str) -> dict[int | str, dict[str, Any]]:
     "/{camera}/preview.jpg",
     operation_id="cameras.preview",
     response_class=Response,
-    responses=_produces("image/jpeg", "X-Captured-Ns: when it was taken; X-Age-Ms: how old it is; X-Seq: its number."),
+    responses=_produces("image/jpeg", "X-Captured-Ns: when it was taken; X-Age-Ms: how old it is; X-Seq: its number.")
+    | {204: {"description": "No new picture came within 2 s; the camera's state in the status says why."}},
 )
 async def preview(
     surface: Shared,
     camera: str,
     after: Annotated[int, Query(ge=0, le=2**63 - 1, description="X-Captured-Ns of the one that you have.")] = 0,
 ) -> Response:
-    """The newest small picture; with `after`, as soon as there is a newer one. 503 when none comes within 2 s."""
+    """The newest small picture; with `after`, as soon as there is a newer one."""
     _require(surface, camera)
     picture = await surface.previews.after(camera, after)
+    if picture is None:
+        return Response(status_code=204)
     return Response(picture.jpeg, media_type="image/jpeg", headers=_about(picture))
 
 

@@ -20,6 +20,9 @@ routes = APIRouter(tags=["station"])
 
 HEALTH_S: Final = 2.0
 
+MAX_EVENT: Final = 2**53 - 1
+"""Numbers of events are milliseconds; this is what JSON and JavaScript keep exactly."""
+
 STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "Server-sent events: `status`, `joints`, `event` (numbered), `lost`, `beat`.",
@@ -34,7 +37,7 @@ ZIP: Final[dict[int | str, dict[str, Any]]] = {
     }
 }
 
-EventNumber = Annotated[int, Query(ge=0, le=2**53, description="Only events after this one.")]
+EventNumber = Annotated[int, Query(ge=0, le=MAX_EVENT, description="Only events after this one.")]
 
 
 class Healthy(Reply):
@@ -114,11 +117,13 @@ async def diagnostics(surface: Shared) -> Response:
     responses=COMMON | STREAM,
 )
 async def live(
-    surface: Shared, last_event_id: Annotated[str | None, Header(max_length=20, pattern=r"^\d{0,16}$")] = None
+    surface: Shared,
+    since: Annotated[int | None, Query(ge=0, le=MAX_EVENT, description="As `Last-Event-ID`.")] = None,
+    last_event_id: Annotated[str | None, Header(max_length=16, pattern=r"^\d*$")] = None,
 ) -> StreamingResponse:
     """Status, joints and events as they come, for ever. Who comes back is given the events that were missed."""
-    since = int(last_event_id) if last_event_id else None
-    return StreamingResponse(_stream(surface, since), media_type="text/event-stream")
+    known = int(last_event_id) if last_event_id else since
+    return StreamingResponse(_stream(surface, known), media_type="text/event-stream")
 
 
 async def _stream(surface: Surface, since: int | None) -> AsyncIterator[str]:
