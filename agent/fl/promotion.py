@@ -215,14 +215,21 @@ class Promotion:
         return tried
 
     def _tidy(self) -> None:
-        """Of the policies that were made here, only the last few stay."""
-        made = [each.policy for each in self._book.tried if each.policy in self._library.names()]
-        kept = {self._library.in_use(), *self._book.previous.values(), *made[-POLICIES_KEPT - 1 :]}
+        """Of the policies that were made here, only the last few stay: those to go back to, and those nobody chose."""
+        there = self._library.names()
+        made = [each.policy for each in self._book.tried if each.policy in there]
+        chain = [self._library.in_use()]
+        while len(chain) <= POLICIES_KEPT and (before := self._book.previous.get(chain[-1] or "")):
+            chain.append(before)
+        aside = [each.policy for each in self._book.tried if each.outcome == "kept"][-POLICIES_KEPT:]
         for name in made:
-            if name and name not in kept:
+            if name and name not in (*chain, *aside):
                 with contextlib.suppress(AgentError, OSError):
                     self._library.remove(name)
-                self._book.previous.pop(name, None)
+        there = self._library.names()
+        self._book.previous = {
+            name: before for name, before in self._book.previous.items() if name in there and before in there
+        }
         self._save()
 
     def _read(self) -> Book:

@@ -6,6 +6,7 @@ station.
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,21 @@ TINY: dict[str, Any] = {
     "round-timeout-s": 150.0,
 }
 """A run that takes as little time as Flower lets it."""
+
+
+def packed(folder: Path | None) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Flower's use of pathspec, once a file
+        return fleet_runs.packed(folder)
+
+
+PATIENT: bytes = packed(ROOT / "tests" / "fl" / "apps" / "patient")
+PATIENT_HASH = hashlib.sha256(PATIENT).hexdigest()
+
+
+def notes(output: Path) -> list[dict[str, Any]]:
+    """What the patient app's server wrote: one object a round."""
+    return [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
 
 
 async def until[T](what: str, probe: Callable[[], T | None], timeout_s: float = START_S) -> T:
@@ -191,15 +208,29 @@ class Server:
     async def begin(self, name: str, **overrides: Any) -> None:
         """A run, with `TINY` and what is given; underscores stand for hyphens."""
         values = TINY | {key.replace("_", "-"): value for key, value in overrides.items()}
+        await asyncio.to_thread(self._submit, name, packed(None), values)
 
-        def submit() -> None:
+    async def be_patient(self, name: str, **overrides: Any) -> Path:
+        """A run of the app in tests/fl/apps; the file in which its server writes a line a round."""
+        output = self.fleet.folder / f"{name}.jsonl"
+        values = {"output": str(output)} | {key.replace("_", "-"): value for key, value in overrides.items()}
+
+        def start() -> None:
             control = Control(self.fleet)
             try:
-                fleet_runs.submit(self.fleet, control, name, fleet_runs.packed(None), values)
+                control.start(PATIENT, values)
             finally:
                 control.close()
 
-        await asyncio.to_thread(submit)
+        await asyncio.to_thread(start)
+        return output
+
+    def _submit(self, name: str, app: bytes, values: dict[str, Any]) -> None:
+        control = Control(self.fleet)
+        try:
+            fleet_runs.submit(self.fleet, control, name, app, values)
+        finally:
+            control.close()
 
     async def over(self, name: str, timeout_s: float) -> str:
         """How a run ended: completed, failed or stopped."""
