@@ -9,9 +9,8 @@ from typing import Any, Final
 from agent.clock import NS_PER_S
 from agent.messages import Tick
 from agent.robot.recording.align import Aligned
-from agent.robot.recording.commit import Episode
 from agent.robot.recording.durable import Disk
-from agent.robot.recording.journal import Finished, Header, Journal, Row, RowLog, SeenFrame
+from agent.robot.recording.journal import Episode, Finished, Header, Journal, Row, RowLog, SeenFrame
 from agent.robot.recording.video import VideoWriter, encoder_config
 
 SYNC_EVERY_S: Final = 0.5

@@ -11,9 +11,11 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -92,6 +94,17 @@ class Finished(msgspec.Struct, frozen=True):
     success: bool | None
     reason: str
     salvaged: bool = False
+
+
+@dataclass(frozen=True)
+class Episode:
+    """All there is to commit. `videos` and `image_stats` are per camera; every video has `len(rows)` frames."""
+
+    header: Header
+    rows: Sequence[Row]
+    videos: dict[str, Path]
+    image_stats: dict[str, dict[str, Any]]
+    finished: Finished
 
 
 def new_id(wall_s: float) -> str:

@@ -7,9 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from types import FrameType
 from typing import Any, Final
@@ -26,7 +24,6 @@ from agent.messages import (
     ArmReport,
     CameraReport,
     DiscardEpisode,
-    EpisodeResult,
     FinishEpisode,
     FrameHeader,
     HideEpisode,
@@ -42,12 +39,13 @@ from agent.messages import (
 )
 from agent.robot.recording import free_space
 from agent.robot.recording.align import Aligner, Shot
-from agent.robot.recording.commit import MIN_ROWS, check_fits, stage
+from agent.robot.recording.commit import MIN_ROWS, check_fits
+from agent.robot.recording.committer import Committer
 from agent.robot.recording.durable import Disk, Lock, cannot_write
 from agent.robot.recording.episode import Recording, TickGrid
 from agent.robot.recording.index import DatasetIndex
-from agent.robot.recording.journal import Finished, Header, Journal, View, journals, new_id
-from agent.robot.recording.repair import Repaired, complete, finish_commits, lock, repair, settle
+from agent.robot.recording.journal import Finished, Header, Journal, View, new_id
+from agent.robot.recording.repair import lock
 from agent.telemetry import logger
 from agent.transport import CommandServer, Publisher, Subscriber
 
@@ -58,9 +56,6 @@ Waking for each of them would cost four cameras 150 wake-ups a second."""
 
 ARM_SILENT_S: Final = 1.0
 """Without a tick for this long no episode starts, and a running one ends."""
-
-RETRY_KEPT_S: Final = 30.0
-"""Between two attempts to commit what could not be committed, e.g. because the disk was full."""
 
 
 def main(config: StationConfig) -> None:
@@ -103,17 +98,8 @@ class Recorder:
         self._started_ns = 0
         self._ending: tuple[Finished | None, int] | None = None  # how, and the last tick that belongs to it
         self._last_tick_ns = 0
-        self._jobs = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._busy = 0
-        self._busy_lock = threading.Lock()
-        self._starting = True
+        self._committer = Committer(config, self._disk, self._index, self._clock, self._on_change)
         self._leaving = False
-        self._salvaged = 0
-        self._kept: dict[str, str] = {}
-        self._retry_at_ns = 0
-        self._last: EpisodeResult | None = None
-        self._reason = "starting"
-        self._episodes = 0
         self._changed = True
 
     # --- the loop -------------------------------------------------------------------------------------
@@ -126,9 +112,9 @@ class Recorder:
         self._server: CommandServer[RecorderCommand] = CommandServer(paths.recorder_ctl, RecorderCommand)
         self._arm = Subscriber(paths.arm_pub)
         self._cameras = {name: Subscriber(paths.camera_pub(name)) for name in self._config.cameras}
-        self._submit(self._repair)
+        self._committer.repair()
         report_at_ns = 0
-        while not (self._leaving and self._recording is None and not self._busy):
+        while not (self._leaving and self._recording is None and not self._committer.busy):
             self._answer()
             self._hear_cameras()
             self._hear_arm()
@@ -139,13 +125,16 @@ class Recorder:
                 report_at_ns = now_ns + round(REPORT_EVERY_S * NS_PER_S)
                 self._changed = False
                 self._publisher.send(self.report())
-        self._jobs.shutdown()
+        self._committer.close()
         self._publisher.send(self.report())
         self._server.close()
         self._publisher.close()
         for subscriber in (self._arm, *self._cameras.values()):
             subscriber.close()
         self._held.release()
+
+    def _on_change(self) -> None:
+        self._changed = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._leaving = True
@@ -199,8 +188,7 @@ class Recorder:
         now_ns = self._clock.now_ns()
         recording = self._recording
         if recording is None:
-            if self._kept and not self._busy and now_ns >= self._retry_at_ns:
-                self._submit(self._retry)
+            self._committer.retry_if_due()
             return
         recording.check()
         if recording.problem:
@@ -272,7 +260,7 @@ class Recorder:
     def _start(self, command: StartEpisode) -> None:
         """Begin an episode, or raise with the sentence that says why not."""
         task = check_task(command.task)
-        if self._starting:
+        if self._committer.repairing:
             raise Refused("The recorder is still starting.", "Try again in a few seconds.")
         if self._recording is not None:
             raise Refused("An episode is already being recorded.", "Finish or discard it first.")
@@ -318,7 +306,7 @@ class Recorder:
         self._aligner.restart()
         self._origin_ns, self._last_position, self._ending = None, -1, None
         self._started_ns = self._clock.now_ns()
-        self._reason = "recording"
+        self._committer.reason = "recording"
         logger.info("episode started", journal=header.id, task=task)
 
     def _header(self, task: str, command: StartEpisode) -> Header:
@@ -350,7 +338,7 @@ class Recorder:
         recording = self._recording
         assert recording is not None  # noqa: S101 - callers have checked; for the type checker
         self._ending = finished, last_ns
-        self._reason = reason or (finished.reason if finished else "")
+        self._committer.reason = reason or (finished.reason if finished else "")
         self._stop_ns = self._clock.now_ns()
         if finished is not None:
             # On the disk before anyone is told: whatever happens to this process now, the episode is committed.
@@ -362,115 +350,18 @@ class Recorder:
         assert recording is not None  # noqa: S101
         assert ending is not None  # noqa: S101
         self._recording, self._ending = None, None
-        finished, reason, stop_ns = ending[0], self._reason, self._stop_ns
-        self._submit(lambda: self._commit(recording, finished, reason, stop_ns))
+        self._committer.commit(recording, ending[0], self._committer.reason, self._stop_ns)
         self._changed = True
-
-    def _submit(self, job: Any) -> None:
-        with self._busy_lock:
-            self._busy += 1
-        self._jobs.submit(job).add_done_callback(self._done)
-
-    def _done(self, job: Future[None]) -> None:
-        with self._busy_lock:
-            self._busy -= 1
-        self._changed = True
-        if (error := job.exception()) is not None:
-            logger.error("recorder job failed", problem=repr(error))
-            self._reason = f"internal error: {error}"
-
-    # --- jobs, in the commit thread --------------------------------------------------------------------
-
-    def _repair(self) -> None:
-        repaired = Repaired()
-        try:
-            repaired = repair(self._config, self._disk)
-        except OSError as error:
-            self._reason = str(cannot_write(self._config.paths.state, error))
-            logger.error("repair failed", problem=self._reason)
-        self._took_in(repaired)
-        self._starting = False
-        if not repaired.kept and self._reason == "starting":
-            self._reason = ""
-
-    def _retry(self) -> None:
-        repaired = Repaired()
-        for journal in journals(self._config.paths.journal):
-            if journal.id in self._kept:
-                try:
-                    settle(journal, self._config, self._disk, repaired)
-                except (OSError, AgentError, av.FFmpegError) as error:
-                    repaired.kept[journal.id] = str(error)
-        self._took_in(repaired)
-
-    def _took_in(self, repaired: Repaired) -> None:
-        if repaired:
-            logger.info(
-                "repaired", finished=repaired.finished, salvaged=repaired.salvaged, discarded=len(repaired.discarded),
-                kept=list(repaired.kept),
-            )  # fmt: skip
-        self._salvaged += len(repaired.salvaged)
-        self._kept = repaired.kept
-        if self._kept:
-            self._reason = f"{len(self._kept)} episodes wait in the journal: {next(iter(self._kept.values()))}"
-        self._retry_at_ns = self._clock.now_ns() + round(RETRY_KEPT_S * NS_PER_S)
-        self._episodes = self._index.count()
-
-    def _commit(self, recording: Recording, finished: Finished | None, reason: str, stop_ns: int) -> None:
-        recording.close()
-        index: int | None = None
-        outcome = "discarded"
-        if finished is not None:
-            rejected = (
-                f"it has only {recording.counters.rows} rows"
-                if recording.counters.rows < MIN_ROWS
-                else recording.verdict(self._config.recording.max_repeat_pct)
-            )
-            if rejected:
-                outcome, reason = "rejected", rejected
-            else:
-                outcome, reason, index = self._into_dataset(recording, finished)
-        if outcome in ("discarded", "rejected") and recording.journal.id not in self._kept:
-            self._disk.remove_folder(recording.journal.folder)
-        seconds = (self._clock.now_ns() - stop_ns) / NS_PER_S if index is not None else None
-        self._episodes = self._index.count()
-        self._last = EpisodeResult(
-            index, recording.header.task, recording.counters.rows, outcome, reason, dict(recording.counters.repeats),
-            seconds,
-        )  # fmt: skip
-        logger.info("episode ended", outcome=outcome, reason=reason, episode=index, rows=recording.counters.rows,
-                    stop_to_readable_s=seconds)  # fmt: skip
-        self._reason = reason if outcome == "rejected" or self._kept else ""
-
-    def _into_dataset(self, recording: Recording, finished: Finished) -> tuple[str, str, int | None]:
-        """Outcome, reason and index in the dataset. An episode that cannot be committed now stays in the journal."""
-        journal = recording.journal
-        try:
-            if journal.finished() is None:
-                journal.mark_finished(finished, self._disk)
-            episode = recording.episode(finished)
-            if episode is not None:
-                index = complete(stage(episode, self._config.paths.dataset, self._disk), journal.folder, self._disk)
-            else:
-                repaired = Repaired()
-                settle(journal, self._config, self._disk, repaired)
-                [index] = repaired.salvaged or repaired.finished
-        except (OSError, AgentError, av.FFmpegError) as error:
-            finish_commits(self._config, self._disk, Repaired())
-            self._kept = {**self._kept, journal.id: str(error)}
-            self._retry_at_ns = self._clock.now_ns() + round(RETRY_KEPT_S * NS_PER_S)
-            return "rejected", f"kept in the journal, not committed yet: {error}", None
-        return ("salvaged" if finished.salvaged else "committed"), finished.reason, index
 
     # --- reporting ------------------------------------------------------------------------------------
 
     @property
     def state(self) -> RecorderState:
-        if self._starting:
+        if self._committer.repairing:
             return RecorderState.STARTING
         if self._recording is not None and self._ending is None:
             return RecorderState.RECORDING
-        return RecorderState.COMMITTING if self._busy or self._recording is not None else RecorderState.READY
+        return RecorderState.COMMITTING if self._committer.busy or self._recording is not None else RecorderState.READY
 
     def report(self) -> RecorderReport:
         recording = self._recording
@@ -478,16 +369,16 @@ class Recorder:
             at_ns=self._clock.now_ns(),
             pid=os.getpid(),
             state=self.state,
-            reason=self._reason,
+            reason=self._committer.reason,
             task=recording.header.task if recording else None,
             frames=recording.counters.rows if recording else 0,
             seconds=recording.seconds if recording else 0.0,
             repeats=dict(recording.counters.repeats) if recording else {},
-            episodes=self._episodes,
-            salvaged=self._salvaged,
+            episodes=self._committer.episodes,
+            salvaged=self._committer.salvaged,
             free_bytes=free_space.free_bytes(self._config),
             dataset=str(self._config.paths.dataset),
-            last=self._last,
+            last=self._committer.last,
         )
 
 

@@ -15,14 +15,13 @@ from agent.errors import AgentError
 from agent.robot.recording.commit import (
     MIN_ROWS,
     STAGE_PREFIX,
-    Episode,
     apply,
     read_redo,
     redo_is_current,
     stage,
 )
 from agent.robot.recording.durable import Disk, Lock
-from agent.robot.recording.journal import Finished, Header, Journal, journals
+from agent.robot.recording.journal import Episode, Finished, Header, Journal, journals
 from agent.robot.recording.video import copy_frames, count_frames, cut_torn_tail, decoded_stats
 from agent.telemetry import logger
 
