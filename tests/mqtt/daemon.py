@@ -25,6 +25,7 @@ class FakeDaemon:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.events: list[dict[str, Any]] = []
         self.more = asyncio.Condition()
+        self.asked = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
         self.recording: dict[str, Any] | None = None
@@ -58,6 +59,7 @@ class FakeDaemon:
             case "alive":
                 return {}
         self.calls.append((verb, args))
+        self.asked.set()
         await self.gate.wait()
         match verb:
             case "hold":

@@ -1,6 +1,7 @@
 """The station on a broker: connects, stays connected, and lives well without it."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
@@ -83,7 +84,13 @@ class Surface:
 
     async def _connection(self) -> None:
         # A new client for every try: one that failed may keep half of its old state.
-        async with await self._client() as client:
+        client = await self._client()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(client)
+            except BaseException:
+                _abandon(client)
+                raise
             session = Session(client, self._topics, self._link, self.orders, self._progress, self._clock)
             self.connected.set()
             self._problem = None
@@ -133,6 +140,12 @@ def context(tls: MqttTls) -> ssl.SSLContext:
     if tls.cert:
         made.load_cert_chain(tls.cert, tls.key)
     return made
+
+
+def _abandon(client: Client) -> None:
+    """Close what a try that failed has opened: aiomqtt 2.5 leaves the connection of one that timed out to itself."""
+    client._connected = asyncio.get_running_loop().create_future()  # its callbacks would trip over a cancelled one
+    client._client.disconnect()
 
 
 def _why(error: Exception, was_connected: bool) -> str:
