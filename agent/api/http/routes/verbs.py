@@ -8,9 +8,9 @@ from fastapi.responses import JSONResponse
 
 from agent.api import schemas
 from agent.api.http.problems import COMMON
-from agent.api.http.stop import stop
 from agent.api.http.surface import LeaseHeader, Shared, Who, ask
 from agent.api.schemas import VERBS, Access
+from agent.api.stop import stop
 
 ABOUT: Final = {
     Access.MOVE: "Needs control: take a lease first, and renew it.",
