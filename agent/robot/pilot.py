@@ -24,6 +24,7 @@ from agent.robot.follower import Follower
 from agent.robot.health import Health
 from agent.robot.leader import Leader
 from agent.robot.port import NoReply, PortLost
+from agent.robot.reflexes import MOVING, Reflexes
 from agent.robot.safety import clamp, filter_action
 from agent.robot.trajectory import approach, distance, duration_s
 from agent.telemetry import logger
@@ -43,13 +44,9 @@ SETTLED: Final = 3.0
 SETTLE_S: Final = 1.0
 """... or this long after it should have: it may lie on the table by then."""
 
-STALL_RELEASE_S: Final = 2.0
-"""A stall that lasts this long although the goal is at the present pose is a jam: torque off."""
-
 RELEASE_S: Final = 2.0
 """How long a leaving process goes on trying to release servos that do not answer."""
 
-MOVING: Final = frozenset({Drive.ALIGN, Drive.FOLLOW, Drive.EXECUTE, Drive.PARK})
 TORQUED: Final = MOVING | {Drive.HOLD}
 
 
@@ -75,9 +72,7 @@ class Pilot:
         self._sent_ns = 0
         self._entered_ns = 0  # when the present drive began
         self._arrived_ns: int | None = None
-        self._stalled_ns: int | None = None
-        self._low_voltage = False
-        self._lost: list[str] = []
+        self._reflexes = Reflexes()
         self._release_wanted = False
         self._leaving: str | None = None  # why
         self._forsaken = False  # leaving only because the supervisor is gone: off when it is back
@@ -223,30 +218,22 @@ class Pilot:
             self._release(f"{self._leaving}; released without reaching the park pose")
 
     def _mind_health(self, follower: Follower, now: int) -> None:
-        verdict = self.health.verdict()
-        lost, low, stalled = follower.lost, bool(verdict.low_voltage), bool(verdict.stalled)
-        newly_low, self._low_voltage = low and not self._low_voltage, low
-        newly_lost, self._lost = lost != self._lost and bool(lost), lost
-        newly_stalled = stalled and self._stalled_ns is None
-        if not stalled:
-            self._stalled_ns = None
-        elif newly_stalled:
-            self._stalled_ns = now
-        hot = f"{', '.join(verdict.hot)} too hot"
-        if self._stalled_ns and now - self._stalled_ns > nanoseconds(STALL_RELEASE_S):
-            self._release(f"{', '.join(verdict.stalled)} jammed or overloaded; released to save the motor")
-        elif verdict.hot and (lost or self.command is None):
-            self._release(f"{hot}; released")
-        elif newly_lost or (lost and self.drive in MOVING):
-            self._hold(f"{', '.join(lost)} lost torque; the servo rebooted. Hold or start again to engage it")
-        elif newly_stalled:
-            self._hold(f"{', '.join(verdict.stalled)} stalled or overloaded; holding where it is")
-            if self.measured and self.command:
-                self._target = self.measured
-        elif verdict.hot and self.drive is not Drive.PARK and not stalled and self.measured:
-            self._enter(Drive.PARK, f"{hot}; parking to let it cool down")
-        elif low and self.drive in MOVING and (newly_low or self.drive is not Drive.PARK):
-            self._hold(f"low voltage at {', '.join(verdict.low_voltage)}; check the power supply")
+        reflex = self._reflexes.judge(
+            self.health.verdict(),
+            follower.lost,
+            self.drive,
+            now,
+            commanded=self.command is not None,
+            measured=self.measured is not None,
+        )
+        if reflex is None:
+            return
+        if reflex.drive is Drive.LIMP:
+            self._release(reflex.reason)
+            return
+        self._enter(reflex.drive, reflex.reason)
+        if reflex.here and self.measured and self.command:
+            self._target = self.measured
 
     def _mind_readings(self, now: int) -> None:
         if self.drive not in MOVING:
@@ -400,7 +387,7 @@ class Pilot:
     def _on_lost(self, reason: str) -> None:
         self.command = None
         self.measured = None
-        self._stalled_ns = None
+        self._reflexes.forget_stall()
         if self._latch:
             self.estop_verified = False
         else:
@@ -410,7 +397,7 @@ class Pilot:
         """Take the arm as it is: torque, and goals as the last command."""
         self.command = follower.command() if follower.engaged else None
         self._sent_ns = self._clock.now_ns()
-        self._lost = follower.lost
+        self._reflexes.adopt(follower.lost)
         problem = f"; must not move: {follower.problem}" if follower.problem else ""
         if follower.lost:
             self._hold(f"{cause}; {', '.join(follower.lost)} lost torque; the servo rebooted{problem}")
