@@ -74,6 +74,11 @@ evaluate: rendering ## the demo policy on 100 unseen tables through the whole st
 train-demo-policy: rendering ## record, learn and pack the demo policy again: about an hour; goes on where it stopped
 	$(PYTHON) -m experiments.demo_policy all --folder demo-policy
 
+.PHONY: docs
+docs: setup ## this documentation as a site in site/, made strictly; needs no network, to make or to read
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+	@echo "Open site/index.html."
+
 .PHONY: lock
 lock: ## regenerate requirements.lock from pyproject.toml, with hashes and without addresses
 	$(VENV)/bin/uv pip compile pyproject.toml --extra virtual --extra openvino --extra simulation --extra docs --extra dev --generate-hashes --no-header \
