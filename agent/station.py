@@ -51,6 +51,9 @@ SURFACE_SILENCE_S: Final = 10.0
 RECORDER_SILENCE_S: Final = 10.0
 CAMERA_SILENCE_S: Final = 6.0
 
+TRUST: Final = frozenset({"fl.enroll"})
+"""Decides whose authority and whose code this station trusts: nothing to be asked for over a network."""
+
 STARTING_S: Final = 3.0
 """How long an arm that does not answer is still starting before it is a fault."""
 
@@ -107,7 +110,9 @@ class Station:
             "episodes.delete": Verb(recordings.delete),
             "episodes.restore": Verb(recordings.restore),
             "shutdown": Verb(self._shutdown_verb, From.HERE),
-            **{name: Verb(do) for name, do in self.guest.verbs().items()},
+            **{
+                name: Verb(do, From.HERE if name in TRUST else From.ANYWHERE) for name, do in self.guest.verbs().items()
+            },
         }
 
     def _specs(self) -> list[ChildSpec]:

@@ -57,7 +57,7 @@ class FakeFederation:
             await progress({"pausing": True})
             return {"paused": True}
 
-        return {"fl.pause": pause}
+        return {"fl.pause": pause, "fl.enroll": pause}
 
 
 async def nowhere(told: dict[str, Any]) -> None:
@@ -177,7 +177,9 @@ async def test_federation_tells_and_answers_through_the_station(station: Station
     async def progress(step: dict[str, Any]) -> None:
         told.append(step)
 
-    assert await station.handle("fl.pause", {}, progress) == {"paused": True}
+    assert await station.handle("fl.pause", {"via": "http"}, progress) == {"paused": True}
+    with pytest.raises(Refused, match="for the station itself"):
+        await station.handle("fl.enroll", {"via": "http"}, progress)
     assert told == [{"pausing": True}]
     with pytest.raises(BadInput):
         await station.handle("fl.pause", {"x": 1}, progress)
