@@ -25,6 +25,7 @@ class FakeDaemon:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.events: list[dict[str, Any]] = []
         self.more = asyncio.Condition()
+        self.answer: dict[str, Any] | Exception | None = None
         self.asked = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -61,6 +62,10 @@ class FakeDaemon:
         self.calls.append((verb, args))
         self.asked.set()
         await self.gate.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if self.answer is not None:
+            return self.answer
         match verb:
             case "hold":
                 await self.become("hold", "hold was asked for")

@@ -199,6 +199,28 @@ async def test_a_station_says_why_it_does_not_connect_and_goes_on_trying(
         assert not bench.task.done()
 
 
+async def test_a_station_under_another_name_is_told_that_nobody_hears_it(
+    fleet: Broker,
+    authority: Authority,
+    make_config: Callable[..., StationConfig],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker refuses its messages, and says so to nobody."""
+    monkeypatch.setattr("agent.api.mqtt.session.ECHO_S", 0.5)
+    config = make_config(mqtt={"host": "localhost", "port": fleet.port, "tls": authority.settings("other")})
+    heard = ""
+    async with surfaced(config, FakeDaemon()), asyncio.timeout(20):
+        while "the broker drops what this station says" not in heard:
+            await asyncio.sleep(0.05)
+            heard += capsys.readouterr().out
+    config = make_config(mqtt={"host": "localhost", "port": fleet.port, "tls": authority.settings("test")})
+    async with surfaced(config, FakeDaemon()) as bench:
+        await asyncio.wait_for(bench.surface.connected.wait(), 20)
+        await asyncio.sleep(1.0)
+    assert "the broker drops" not in capsys.readouterr().out
+
+
 def test_a_renewed_certificate_is_used_without_a_restart(authority: Authority) -> None:
     tls = MqttTls(**authority.settings("test"))  # type: ignore[arg-type]
     before = context(tls)

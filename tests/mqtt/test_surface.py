@@ -105,3 +105,32 @@ async def test_states_come_once_a_second_at_most(bench: Bench, broker: Broker) -
         took_s = asyncio.get_running_loop().time() - began
         assert len(peer.heard) <= 2 + took_s
         assert json.loads(peer.heard[-1].payload)["reason"] == "reason 39"
+
+
+async def test_an_answer_that_is_too_long_is_not_sent(bench: Bench, broker: Broker) -> None:
+    """The broker would cut the connection of who sends more than it takes."""
+    bench.daemon.answer = {"episodes": [{"task": "reach the red disc"}] * 5000}
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        answer = await ask(peer, "episodes.list", command())
+    assert (answer["status"], answer["result"]) == ("done", None)
+    assert "too long" in answer["message"]
+
+
+async def test_an_emergency_stop_has_places_of_its_own(bench: Bench, broker: Broker) -> None:
+    bench.daemon.gate.clear()  # a daemon that hangs
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        for _ in range(20):
+            await peer.client.publish(f"{ROOT}/cmd/hold", payload(command()), qos=1)
+            await peer.client.publish(f"{ROOT}/cmd/record.stop", payload(command()), qos=1)
+        await peer.wait(f"{ROOT}/ack", lambda ack: ack["code"] == "busy")
+        answer = await ask(peer, "estop", command())
+    assert answer["code"] == "not-running"  # there is no arm process here: it was asked, past the daemon
+
+
+async def test_a_bug_behind_a_command_is_answered(bench: Bench, broker: Broker) -> None:
+    bench.daemon.answer = RuntimeError("a bug")
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        answer = await ask(peer, "park", command())
+        assert answer["code"] == "agent-error"
+        bench.daemon.answer = None
+        assert (await ask(peer, "park", command()))["status"] == "done"

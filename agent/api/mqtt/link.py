@@ -1,6 +1,5 @@
 """The way from this process to the station: the daemon's socket, the arm's publisher, and the arm's own stop."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any, Final, Protocol
@@ -9,27 +8,17 @@ import msgspec
 
 from agent.api.local import AsyncClient, Progress
 from agent.api.mqtt.messages import Telemetry, stamp
+from agent.api.stop import stop
 from agent.clock import Clock, nanoseconds
 from agent.config import Paths
-from agent.errors import AgentError, DeviceFault, NotRunning
-from agent.messages import ArmEstop, ArmQuery, ArmReply, ArmReport, Tick
+from agent.messages import ArmReport, Tick
 from agent.telemetry import logger
-from agent.transport import AsyncCommandClient, AsyncSubscriber, is_served
+from agent.transport import AsyncSubscriber
 
 VIA: Final = "mqtt"
 
-ARM_ANSWER_S: Final = 1.0
-STOP_READ_BACK_S: Final = 1.0
-"""The servos are read back within 100 ms; a bus that has to reconnect takes longer."""
-
-LOOK_S: Final = 0.01
-
-DAEMON_TOLD_S: Final = 2.0
-
 STALE_S: Final = 2.0
 """The arm publishes ten ticks a second at least; older than this is not what the arm does now."""
-
-POWER_OFF: Final = "Switch off the arm's power supply."
 
 
 class Link(Protocol):
@@ -61,7 +50,6 @@ class StationLink:
         self._paths = paths
         self._clock = clock
         self._daemon = AsyncClient(paths.agent_socket, via=VIA)
-        self._arm: AsyncCommandClient[ArmReport] = AsyncCommandClient(paths.arm_ctl, ArmReply)
         self._tick: Tick | None = None
         self._report: ArmReport | None = None
         self.events = self._daemon.events
@@ -73,19 +61,7 @@ class StationLink:
         return await self._daemon.call(verb, args, timeout_s, on_progress)
 
     async def estop(self, cause: str) -> dict[str, Any]:
-        """Straight to the arm process, which listens also while the daemon hangs."""
-        if not is_served(self._paths.arm_ctl):
-            raise NotRunning("No arm process listens. The arm was NOT stopped.", POWER_OFF)
-        began_ns = self._clock.now_ns()
-        report = await self._arm.ask_async(ArmEstop(cause), ARM_ANSWER_S)
-        while report.estop_verified is not True and self._clock.now_ns() - began_ns < nanoseconds(STOP_READ_BACK_S):
-            await asyncio.sleep(LOOK_S)
-            report = await self._arm.ask_async(ArmQuery(), ARM_ANSWER_S)
-        with contextlib.suppress(AgentError):  # it follows the arm anyway; this only makes it sooner
-            await self._daemon.call("estop", {"cause": cause}, DAEMON_TOLD_S)
-        if report.estop_verified is not True:
-            raise DeviceFault(f"The stop was sent, but the servos did not confirm it: {report.reason}.", POWER_OFF)
-        return {"verified": True, "reason": report.reason}
+        return await stop(self._paths, self._daemon, self._clock, cause)
 
     async def listen(self) -> None:
         """Keep the newest tick and report of the arm, for ever."""

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 from aiomqtt import Message
@@ -36,6 +36,12 @@ STOP_ANSWER_S: Final = 5.0
 
 PROGRESS_EVERY_S: Final = 1.0
 LOG_EVERY_S: Final = 1.0
+
+ANSWER_MAX_BYTES: Final = 48 * 1024
+"""Below what the broker accepts (max_packet_size in configs/mosquitto); else it would cut the connection."""
+
+QUIET: Final = ("status", "lease.renew")
+"""They come all the time, and change nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,7 @@ class Orders:
         self._gate = gate
         self._link = link
         self._clock = clock
-        self._running: set[asyncio.Task[None]] = set()
-        self._stops: set[asyncio.Task[None]] = set()
+        self._running: dict[str, set[asyncio.Task[None]]] = defaultdict(set)  # by whose places they take
         self._logged_ns: int | None = None
         self._unlogged = 0
         self.outbox = Outbox()
@@ -100,7 +105,8 @@ class Orders:
         try:
             order = self._gate.examine(verb, payload, message.retain)
             stop = order.kind is Kind.STOP
-            running, most = (self._stops, STOPS_MAX) if stop else (self._running, RUNNING_MAX)
+            # An e-stop has places of its own: also when the daemon hangs, and holds wait for it.
+            running, most = (self._running[verb], STOPS_MAX) if stop else (self._running[""], RUNNING_MAX)
             if len(running) >= most:
                 raise Refusal(
                     Reason.BUSY, f"{len(running)} commands are under way.", "Wait for their answers.", order.id
@@ -115,7 +121,7 @@ class Orders:
 
     async def close(self) -> None:
         """Cancel what is under way; the daemon goes on with what it has begun."""
-        tasks = [*self._running, *self._stops]
+        tasks = list(chain.from_iterable(self._running.values()))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -204,8 +210,15 @@ class Orders:
         )  # fmt: skip
 
     def _done(self, order: Order, address: tuple[str, bytes | None], result: dict[str, Any]) -> None:
-        logger.info("command carried out", verb=order.verb, id=order.id)
-        self._answer(address, Ack(id=order.id, verb=order.verb, status="done", at=self._now(), result=result))
+        if order.verb not in QUIET:
+            logger.info("command carried out", verb=order.verb, id=order.id)
+        ack = Ack(id=order.id, verb=order.verb, status="done", at=self._now(), result=result)
+        if len(ack.model_dump_json()) > ANSWER_MAX_BYTES:
+            hint = "It was carried out; ask for it over HTTP or on the station's command line."
+            ack = ack.model_copy(
+                update={"result": None, "message": "The answer is too long for a broker.", "hint": hint}
+            )
+        self._answer(address, ack)
 
     def _answer(self, address: tuple[str, bytes | None], ack: Ack) -> None:
         self.outbox.put(Answer(*address, ack))

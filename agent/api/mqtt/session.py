@@ -35,13 +35,15 @@ ANSWERS_AT_ONCE: Final = 16
 
 EVENT_LIFE_S: Final = 86_400
 
+ECHO_S: Final = 5.0
+
 FAREWELL_S: Final = 1.0
 """The supervisor waits 3 s for this process to end."""
 
 AT_LEAST_ONCE: Final = 1
 
 
-class Progress:
+class Bookmark:
     """What outlives a connection: the last event that the broker has."""
 
     def __init__(self) -> None:
@@ -52,28 +54,30 @@ class Session:
     """One connection. `run` ends with MqttError when it breaks, and says goodbye when it is cancelled."""
 
     def __init__(
-        self, client: Client, topics: Topics, link: Link, orders: Orders | None, progress: Progress, clock: Clock
+        self, client: Client, topics: Topics, link: Link, orders: Orders | None, bookmark: Bookmark, clock: Clock
     ) -> None:
         """`orders` None: this station only publishes."""
         self._client = client
         self._topics = topics
         self._link = link
         self._orders = orders
-        self._progress = progress
+        self._bookmark = bookmark
         self._clock = clock
         self._changed = asyncio.Event()
+        self._echo = asyncio.Event()
 
     async def run(self, telemetry_hz: float, announcement: tuple[str, dict[str, Any]] | None = None) -> None:
         """`announcement`: a topic and what Home Assistant wants to read there."""
         try:
             await self._begin(announcement)
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._take(), name="mqtt messages")
+                group.create_task(self._look_for_the_echo(), name="mqtt echo")
                 group.create_task(self._states(), name="mqtt state")
                 group.create_task(self._events(), name="mqtt events")
                 if telemetry_hz:
                     group.create_task(self._telemetry(1 / telemetry_hz), name="mqtt telemetry")
                 if self._orders:
-                    group.create_task(self._take(self._orders), name="mqtt commands")
                     group.create_task(self._answers(self._orders), name="mqtt answers")
         except ExceptionGroup as group_of_errors:
             _, others = group_of_errors.split(MqttError)
@@ -88,14 +92,31 @@ class Session:
             await self._client.subscribe(
                 self._topics.commands, options=SubscribeOptions(AT_LEAST_ONCE, retainAsPublished=True)
             )
+        await self._client.subscribe(
+            self._topics.online,
+            options=SubscribeOptions(AT_LEAST_ONCE, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND),
+        )
         if announcement:
             topic, description = announcement
             await self._client.publish(topic, json.dumps(description), qos=AT_LEAST_ONCE, retain=True)
         await self._publish(self._topics.online, Online(online=True, at=self._now(), version=__version__), retain=True)
 
-    async def _take(self, orders: Orders) -> None:
+    async def _take(self) -> None:
         async for message in self._client.messages:
-            orders.take(message)
+            if message.topic.value == self._topics.online:
+                self._echo.set()
+            elif self._orders:
+                self._orders.take(message)
+
+    async def _look_for_the_echo(self) -> None:
+        """A broker drops what its access list forbids without a word: only what comes back was really published."""
+        try:
+            await asyncio.wait_for(self._echo.wait(), ECHO_S)
+        except TimeoutError:
+            logger.warning(
+                "the broker drops what this station says; does its access list know the station by this name?",
+                topic=self._topics.online,
+            )
 
     async def _answers(self, orders: Orders) -> None:
         while True:
@@ -136,14 +157,14 @@ class Session:
 
     async def _events(self) -> None:
         lost = 0
-        async with contextlib.aclosing(self._link.events(self._progress.event)) as events:
+        async with contextlib.aclosing(self._link.events(self._bookmark.event)) as events:
             async for told in events:
                 lost += told.get("lost", 0)
                 if event := told.get("event"):
                     self._changed.set()
                     properties = _properties(EVENT_LIFE_S)
                     await self._publish(self._topics.event, Event(**event, lost=lost), properties=properties)
-                    self._progress.event, lost = event["seq"], 0
+                    self._bookmark.event, lost = event["seq"], 0
                 elif "running" in told:
                     self._changed.set()
 

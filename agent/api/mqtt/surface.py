@@ -18,7 +18,7 @@ from agent.api.mqtt.inbox import Inbox
 from agent.api.mqtt.link import Link
 from agent.api.mqtt.messages import PAYLOAD_MAX_BYTES, Online
 from agent.api.mqtt.orders import Orders
-from agent.api.mqtt.session import AT_LEAST_ONCE, Progress, Session
+from agent.api.mqtt.session import AT_LEAST_ONCE, Bookmark, Session
 from agent.api.mqtt.topics import Topics
 from agent.clock import Clock, seconds
 from agent.config import Mqtt, MqttTls
@@ -58,7 +58,7 @@ class Surface:
         self._link = link
         self._clock = clock
         self._announcement = announcement
-        self._progress = Progress()
+        self._bookmark = Bookmark()
         self._backoff = Backoff(random.Random())  # noqa: S311 - spreading, not secrecy
         self._problem: str | None = None
         self.orders = Orders(self._topics, gate, link, clock) if settings.commands else None
@@ -91,7 +91,7 @@ class Surface:
             except BaseException:
                 _abandon(client)
                 raise
-            session = Session(client, self._topics, self._link, self.orders, self._progress, self._clock)
+            session = Session(client, self._topics, self._link, self.orders, self._bookmark, self._clock)
             self.connected.set()
             self._problem = None
             logger.info("connected to the broker", host=self._settings.host, port=self._settings.port)
