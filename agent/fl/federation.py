@@ -96,13 +96,18 @@ class Federation:
         """A person judged a task that this policy did. One that does clearly worse than the one before is not kept."""
         self._judgements.put_nowait((policy, success))
 
-    def status(self) -> dict[str, Any]:
-        """For `so-agent status` and `fl status`; JSON."""
+    def status(self) -> dict[str, Any] | None:
+        """For `so-agent status`; None while the station is in no fleet."""
+        found = self.report()
+        return found if found["enrolled"] else None
+
+    def report(self) -> dict[str, Any]:
+        """For `so-agent fl status`; JSON."""
         node = self.node
         try:
             enrolment, consent = self.membership.enrolment, self.membership.consent
         except BadInput as error:
-            return {"enrolled": False, "state": NodeState.OFF, "reason": str(error), "against": [str(error)]}
+            return {"enrolled": True, "state": NodeState.OFF, "reason": str(error), "against": [str(error)]}
         why = self._against[0] if self._against and node.state is NodeState.OFF else node.reason
         return {
             "enrolled": enrolment is not None,
@@ -269,7 +274,7 @@ class Federation:
 
     async def _status_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
         _only(args)
-        return self.status()
+        return self.report()
 
     async def _enroll_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
         superlink, authority, key = (args.pop(name, None) for name in ("superlink", "ca", "key"))

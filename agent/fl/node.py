@@ -120,6 +120,7 @@ class Node:
         self._leaving: Leaving | None = None
         self._broken = ""  # why the session is ended although it is wanted
         self._unclean_ns: int | None = None
+        self._orphan: int | None = None  # a session that the fleet takes for alive
         self._working = False
         self.state = NodeState.OFF
         self.reason = ""
@@ -224,14 +225,18 @@ class Node:
         try:
             self.room.open()
             self.folders.renew(self._settings.apps, self.room.trainer)
+            if self._orphan is not None:
+                await supernode.sign_off(enrolment.superlink, self._membership, self._orphan)
+                self._orphan = None
             self._enter(NodeState.JOINING, f"joining the fleet at {enrolment.superlink}")
             await supernode.start(enrolment.superlink, self._membership)
             await self._until_over(supernode)
         except OSError as error:
             return Ended(f"the SuperNode cannot be run: {error.strerror or error}", REFUSED_S)
         finally:
-            if not await supernode.end():
-                self._unclean_ns = self._clock.now_ns()
+            polite = await supernode.end()
+            if not polite or (supernode.code or 0) < 0:
+                self._unclean_ns, self._orphan = self._clock.now_ns(), supernode.diary.node_id
             self._supernode = None
             self.room.close()
             self._work_is(False, "")
@@ -320,7 +325,6 @@ class Node:
             return Ended(self._broken)
         now_ns = self._clock.now_ns()
         if code < 0:
-            self._unclean_ns = now_ns
             return Ended(f"the SuperNode was killed ({signal.Signals(-code).name})")
         if diary.refusal == ACTIVATION_REFUSED:
             left_s = SESSION_S - seconds(now_ns - self._unclean_ns) if self._unclean_ns else 0.0

@@ -17,10 +17,15 @@ import msgspec
 
 from agent.telemetry import logger
 
-OWN_SUBGROUP: Final = "agent"
-"""systemd's DelegateSubgroup of the shipped unit: the daemon itself lives there, and its parent is ours to divide."""
+AGENT: Final = "agent"
+"""The group of everything that is not federated. A group with processes in it cannot pass controllers on to others."""
 
-CONTROLLERS: Final = ("memory", "cpu", "io")
+DELEGATED: Final = "user.delegate"
+"""What systemd notes on a group that is its service's own to divide."""
+
+CONTROLLERS: Final = ("memory", "io")
+"""Not the processor's: SCHED_IDLE does the same, and with RT_GROUP_SCHED the arm would lose its real-time."""
+
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -60,17 +65,9 @@ class Room:
         self.node, self.trainer = node, node / "trainer"
         _write(self.trainer / "cgroup.freeze", "0")  # of an agent that was killed
         _write(node / "cgroup.kill", "1")
-        for controller in CONTROLLERS:
-            _write(base / "cgroup.subtree_control", f"+{controller}")
-        self.limits = [
-            meaning
-            for file, value, meaning in (
-                ("memory.max", str(self.memory_max_bytes), "memory"),
-                ("cpu.idle", "1", "processor"),
-                ("io.weight", "1", "disk"),
-            )
-            if _write(node / file, value)
-        ]
+        _divide(base)
+        limits = (("memory.max", str(self.memory_max_bytes), "memory"), ("io.weight", "1", "disk"))
+        self.limits = [meaning for file, value, meaning in limits if _write(node / file, value)]
 
     @property
     def kind(self) -> str:
@@ -173,10 +170,24 @@ def _base() -> Path | None:
     if mount is None or own is None:
         return None
     base = mount / own.lstrip("/")
-    if base.name == OWN_SUBGROUP:
+    if base.name == AGENT:
         base = base.parent
     # Entering a group takes the right to write where both have their common root.
     return base if os.access(base / "cgroup.procs", os.W_OK) and os.access(base, os.W_OK) else None
+
+
+def _divide(base: Path) -> None:
+    """Let groups below have limits of their own, where the service manager gave us the group for that."""
+    try:
+        if os.getxattr(base, DELEGATED) != b"1":
+            return
+        (base / AGENT).mkdir(exist_ok=True)
+        for word in (base / "cgroup.procs").read_text().split():
+            _write(base / AGENT / "cgroup.procs", word)  # one that has just ended is no harm
+    except OSError:
+        return
+    for controller in CONTROLLERS:
+        _write(base / "cgroup.subtree_control", f"+{controller}")
 
 
 def _write(path: Path, value: str) -> bool:

@@ -24,6 +24,9 @@ from agent.fl.runner import Rules
 STOP_S: Final = 6.0
 """A SuperNode says goodbye and is gone within 2.5 s; at idle priority it may have to wait for the processor."""
 
+SIGN_OFF_S: Final = 20.0
+"""Flower's imports and one request."""
+
 LOG_BYTES: Final = 1_000_000
 
 PROGRAMS: Final = ("flwr-clientapp", "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp")
@@ -102,6 +105,23 @@ class SuperNode:
         )  # fmt: skip
         self._room.enter(self._process.pid)
         self._reading = asyncio.create_task(self._read(self._process), name="supernode output")
+
+    async def sign_off(self, superlink: str, membership: Membership, node: int) -> None:
+        """For a SuperNode that was killed. That it does not work is no harm: the fleet forgets it within a minute."""
+        words = (
+            sys.executable, "-m", "agent.fl.sign_off", superlink, str(membership.authority), str(membership.key),
+            str(node),
+        )  # fmt: skip
+        with self._folders.log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *command(Launch(words, idle=True)), stdin=DEVNULL, stdout=log, stderr=log,
+                env=quiet(self._folders.flower),
+            )  # fmt: skip
+        try:
+            await asyncio.wait_for(process.wait(), SIGN_OFF_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
     @property
     def pid(self) -> int | None:

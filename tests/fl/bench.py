@@ -123,7 +123,7 @@ class Member:
 
     @property
     def reason(self) -> str:
-        return str(self.federation.status()["reason"])
+        return str(self.federation.report()["reason"])
 
     def equip(self, policy: Path, dataset: Path) -> None:
         """Give it the base policy and a dataset of its own, with consent."""
@@ -150,7 +150,7 @@ class Member:
         try:
             await until(f"{self.name} {states}", lambda: self.state in states, timeout_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}: {self.federation.status()}\n{self.log()}") from None
+            raise AssertionError(f"{error}: {self.federation.report()}\n{self.log()}") from None
 
     def log(self) -> str:
         path = self.federation.node.folders.log

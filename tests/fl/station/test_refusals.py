@@ -72,7 +72,7 @@ async def test_an_app_that_is_not_on_the_list_is_refused_before_it_is_unpacked(
     [[code, reason]] = notes(output)[0]["errors"]
     assert code == 1004
     assert "is not on this station's list" in reason
-    assert "federation.apps" in strict.federation.status()["refused"]
+    assert "federation.apps" in strict.federation.report()["refused"]
     assert any("is not on this station's list" in each for each in strict.desk.told)
     assert not list(strict.federation.node.folders.home.rglob("patient*"))
     await strict.until(NodeState.ONLINE)  # and not deaf

@@ -1,0 +1,62 @@
+"""What goes wrong between station and fleet. The long ones are in `python -m benchmarks.federation faults`."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from agent.fl.node import NodeState
+from tests.fl.bench import Member, Server, notes, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+async def test_a_supernode_that_is_killed_is_back_by_itself(
+    shared_server: Server, member: Callable[..., Member]
+) -> None:
+    kitchen = member("kitchen", shared_server)
+    kitchen.start()
+    await kitchen.until(NodeState.ONLINE)
+    node = kitchen.federation.node
+    for pid in node.room.pids():
+        os.kill(pid, signal.SIGKILL)
+    await kitchen.until(NodeState.WAITING)
+    await kitchen.until(NodeState.ONLINE, timeout_s=120)
+    output = await shared_server.be_patient("after", num_server_rounds=1, seconds=0.5)
+    await until("a round is done", lambda: notes(output), 90)
+    assert notes(output)[0]["errors"] == []
+
+
+async def test_an_app_that_crashes_costs_one_reply(shared_server: Server, member: Callable[..., Member]) -> None:
+    """The SuperNode finds out when the trainer has missed its heartbeats, after a minute."""
+    kitchen = member("crash", shared_server)
+    kitchen.start()
+    await kitchen.until(NodeState.ONLINE)
+    output = await shared_server.be_patient("crash", num_server_rounds=1, manners="crash")
+    await until("the round is over", lambda: notes(output), 150)
+    assert len(notes(output)[0]["errors"]) == 1
+    await kitchen.until(NodeState.ONLINE)
+
+
+async def test_a_full_disk_is_said_and_stops_nothing_else(shared_server: Server, member: Callable[..., Member]) -> None:
+    kitchen = member("full", shared_server)
+    folders = kitchen.federation.node.folders
+    folders.home.mkdir(parents=True, exist_ok=True)
+    folders.log.symlink_to("/dev/full")  # every write says that the disk is full
+    kitchen.start()
+    await kitchen.until(NodeState.ONLINE)
+    output = await shared_server.be_patient("full", num_server_rounds=1, seconds=0.5)
+    await until("a round is done", lambda: notes(output), 90)
+    assert notes(output)[0]["errors"] == []
+
+
+async def test_with_too_little_disk_left_a_station_leaves(
+    shared_server: Server, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen = member("little", shared_server)
+    kitchen.start()
+    await kitchen.until(NodeState.ONLINE)
+    monkeypatch.setattr("agent.fl.federation._free_disk", lambda folder: 10**7)
+    await kitchen.until(NodeState.OFF, timeout_s=40)
+    assert "GB of disk are free" in kitchen.reason
