@@ -1,6 +1,7 @@
 """The small parts: the memory of commands on the disk, the clock, inbox and outbox, and the waits between tries."""
 
 import asyncio
+import os
 import random
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from agent.api.mqtt.inbox import INBOX_MESSAGES, Inbox
 from agent.api.mqtt.messages import Ack
 from agent.api.mqtt.orders import ACKS_MAX, Answer, Outbox
 from agent.api.mqtt.seen import Seen
-from agent.api.mqtt.timekeeping import Synchrony, Timekeeping, from_kernel, from_timedatectl
+from agent.api.mqtt.timekeeping import Synchrony, Timekeeping, from_kernel, from_timedatectl, from_timesyncd
 from agent.api.mqtt.topics import Topics
 from tests.mqtt.clocks import NOW_S
 
@@ -111,6 +112,20 @@ def test_timedatectl_is_asked_where_the_kernel_does_not_answer(tmp_path: Path, m
         assert keeping.synchrony.good is good
     tool.write_text("#!/bin/sh\nexit 1\n")
     assert from_timedatectl() is None
+
+
+def test_the_stamp_of_timesyncd_is_believed_for_a_while(tmp_path: Path) -> None:
+    stamp = tmp_path / "synchronized"
+    assert from_timesyncd(stamp) is None
+    stamp.touch()
+    answer = from_timesyncd(stamp)
+    assert answer
+    assert answer.good
+    old_s = stamp.stat().st_mtime - 4 * 3600
+    os.utime(stamp, (old_s, old_s))
+    answer = from_timesyncd(stamp)
+    assert answer
+    assert not answer.good
 
 
 def test_a_clock_nobody_can_judge_is_not_believed() -> None:

@@ -7,8 +7,10 @@ import ctypes
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 MAX_ERROR_S: Final = 2.0
@@ -18,6 +20,10 @@ ASK_EVERY_S: Final = 10.0
 """Between two looks: a clock that lost its server is not wrong a moment later."""
 
 TIMEDATECTL_S: Final = 2.0
+
+TIMESYNCD_STAMP: Final = Path("/run/systemd/timesync/synchronized")
+TIMESYNCD_MAX_AGE_S: Final = 2 * 2048.0
+"""Twice its longest time between two questions."""
 
 TIME_ERROR: Final = 5  # <sys/timex.h>: the clock is not synchronised
 
@@ -77,6 +83,20 @@ def from_timedatectl() -> Synchrony | None:
     if answer.stdout.strip() == "yes":
         return Synchrony(True, "systemd says that it is synchronised")
     return Synchrony(False, "This station's clock is not synchronised.")
+
+
+def from_timesyncd(stamp: Path = TIMESYNCD_STAMP) -> Synchrony | None:
+    """The file that systemd-timesyncd touches at every synchronisation. None where it does not run."""
+    try:
+        age_s = time.time() - stamp.stat().st_mtime
+    except OSError:
+        return None
+    if abs(age_s) <= TIMESYNCD_MAX_AGE_S:
+        return Synchrony(True, f"systemd-timesyncd synchronised it {age_s:.0f} s ago")
+    return Synchrony(False, f"This station's clock was synchronised {age_s / 3600:.1f} h ago.")
+
+
+SOURCES: Final = (from_kernel, from_timedatectl, from_timesyncd)
 
 
 class Timekeeping:
