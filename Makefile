@@ -66,6 +66,10 @@ bench-tasks: rendering ## touches a minute, and what the arm is sent, beside ler
 	$(PYTHON) -m benchmarks.tasks headline
 	$(PYTHON) -m benchmarks.tasks queue
 
+.PHONY: fleet-sim
+fleet-sim: setup ## 1,000 simulated stations on one mosquitto: answers, memory, mass reconnect; 4 minutes
+	$(PYTHON) -m benchmarks.fleet_sim
+
 .PHONY: evaluate
 evaluate: rendering ## the demo policy on 100 unseen tables through the whole stack, and controls; 30 minutes
 	$(PYTHON) -m benchmarks.evaluate
