@@ -21,6 +21,9 @@ from agent.transport import UNREADABLE, Subscriber, topic
 FIRST_CHUNK_S: Final = 10.0
 """How long a task may take to its first chunk, at least: cameras come up, and a first inference is slow."""
 
+TICKS_LATE_S: Final = 0.2
+"""By how much the ticks of a schedule may be late in all before the clock overrules them."""
+
 MAX_CHUNK_BYTES: Final = 64 * 1024
 """A chunk of 50 actions has 3 kB."""
 
@@ -129,7 +132,7 @@ class Executor:
         # On a host where ticks come late plan time is slower than the clock, and what is left of a schedule would keep
         # the arm moving for long after the policy has died.
         silent_ns = self._clock.now_ns() - self._taken_ns
-        if self._ticks and silent_ns > self._covered_ns + nanoseconds(self._stop_s):
+        if self._ticks and silent_ns > self._covered_ns + nanoseconds(self._stop_s + TICKS_LATE_S):
             return f"nothing came from the policy for {seconds(silent_ns):.1f} s; the task is stopped"
         return None
 

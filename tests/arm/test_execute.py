@@ -14,7 +14,7 @@ from agent.clock import NS_PER_S
 from agent.config import StationConfig
 from agent.errors import DeviceFault, EstopLatched, Refused
 from agent.messages import ArmDrive, ArmEstop, ArmQuery, ArmReset, Chunk, Drive, Execution, Joints, Source, Tick, encode
-from agent.robot.execution import FIRST_CHUNK_S, MAX_CHUNK_BYTES, NO_CHUNK, Executor
+from agent.robot.execution import FIRST_CHUNK_S, MAX_CHUNK_BYTES, NO_CHUNK, TICKS_LATE_S, Executor
 from agent.transport import endpoint
 from tests.arm.bench import SLOW_STEP_DEG, Bench, Nursery, biggest_difference, running
 
@@ -442,8 +442,8 @@ def test_a_policy_that_died_stops_the_task_in_time_however_slow_the_arm_ticks(
         while executor.overdue() is None:
             clock.ns += round(tick_s * NS_PER_S)
             executor.next(POSE)
-        promised_s = 50 / 30 + 1.0
-        assert (clock.ns - came_ns) / NS_PER_S == pytest.approx(promised_s, abs=2 * tick_s)
+        took_s, promised_s = (clock.ns - came_ns) / NS_PER_S, 50 / 30 + 1.0
+        assert promised_s <= took_s <= promised_s + TICKS_LATE_S + 2 * tick_s
         assert "came from the policy for" in str(executor.overdue())
     finally:
         executor.close()
