@@ -4,7 +4,6 @@ What is set here is inherited by all that the program starts. A process of its o
 run code between fork and exec.
 """
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -15,9 +14,7 @@ from typing import Final
 
 import msgspec
 
-NICENESS: Final = 19
-EASY_PREY: Final = "1000"
-"""To the kernel, when memory runs out: this before anything else."""
+from agent import priority
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NO_NEW_PRIVS: Final = 38
@@ -44,15 +41,10 @@ def command(launch: Launch) -> list[str]:
 
 def step_back() -> None:
     """Lowest priority for processor and disk, first to go when memory runs out. Children inherit it."""
-    with contextlib.suppress(OSError):  # already that nice
-        os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # a kernel or container that knows no idle class
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    priority.step_back()
     if number := IOPRIO_SET.get(platform.machine()):
         # Not fatal where the kernel does not know it: the disk is then shared as among equals.
         ctypes.CDLL(None, use_errno=True).syscall(number, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(EASY_PREY)
 
 
 def end_with_parent() -> None:

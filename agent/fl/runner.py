@@ -23,7 +23,9 @@ from typing import Any, Final
 
 import msgspec
 
+from agent import priority
 from agent.errors import AgentError, Refused
+from agent.fl import brief
 from agent.fl.exchange import Decline
 from agent.fl.room import Tenant, born
 
@@ -44,6 +46,7 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenant: str  # file in which a trainer says who it is
     allowed: tuple[str, ...]  # SHA-256 of apps besides our own
     cgroup: str | None = None  # folder of the control group that it enters
+    warm: str | None = None  # socket of a process that has the imports done, if one runs
     uid: int | None = None  # None: as who we are
     gid: int | None = None
 
@@ -56,14 +59,14 @@ class Answer:
     """What becomes of one message."""
 
     def __init__(self, rules: Rules, program: str) -> None:
-        self._rules, self._program = rules, program
+        self.rules, self._program = rules, program
+        self.wanted = False  # the arm is
         self._refusal = ""
-        self._wanted = False  # the arm is
         self._working = False
 
     def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
         """On SIGTERM. While the message comes or the reply goes it is only remembered."""
-        self._wanted = True
+        self.wanted = True
         if self._working:
             self._working = False
             raise Preempted
@@ -75,7 +78,7 @@ class Answer:
         try:
             if self._program != PROGRAM:
                 raise Refused(f"A station does not run what {self._program} runs.")
-            check(app, frozenset(self._rules.allowed))
+            check(app, frozenset(self.rules.allowed))
         except AgentError as error:
             self._refusal = str(error)
             say({"refused": self._refusal})
@@ -91,7 +94,7 @@ class Answer:
             if self._refusal:
                 return Message(Error(Decline.NOT_AGREED, self._refusal), reply_to=message)
             try:
-                if self._wanted:
+                if self.wanted:
                     return busy(message)
                 self._working = True
                 reply = real()(message=message, context=context)
@@ -120,6 +123,7 @@ def move_in(rules: Rules) -> None:
     """Enter the control group, say who we are, and give up what is not needed."""
     if os.getsid(0) != os.getpid():
         os.setsid()  # the leader of a group of its own, which can be stopped as one
+        priority.step_back()  # again: a new session competes as an equal
     if rules.cgroup:
         Path(rules.cgroup, "cgroup.procs").write_text(str(os.getpid()))
     tenant = Path(rules.tenant)
@@ -159,11 +163,31 @@ def attach(answer: Answer) -> None:
 
 
 def main() -> None:
-    program = Path(sys.argv[0]).name
-    rules = msgspec.json.decode(Path(os.environ[VARIABLE]).read_bytes(), type=Rules)
-    answer = Answer(rules, program)
+    """What the SuperNode starts. It is the trainer, or lets one be that has its imports done already."""
+    its = rules()
+    answer = Answer(its, Path(sys.argv[0]).name)
     signal.signal(signal.SIGTERM, answer.stop)
-    move_in(rules)
+    move_in(its)
+    if its.warm:
+        from agent.fl.warm import hand_over
+
+        flag = _flag()
+        if hand_over(its.warm, lambda: answer.wanted or flag.exists()):
+            return
+        if flag.exists():
+            answer.stop()  # the reply is that the arm is needed; nothing has to be imported for it
+    run(answer)
+
+
+def rules() -> Rules:
+    """Those of this process. Raises OSError, msgspec.DecodeError."""
+    return msgspec.json.decode(Path(os.environ[VARIABLE]).read_bytes(), type=Rules)
+
+
+def run(answer: Answer) -> None:
+    """Work on one message, in a process that does nothing else."""
+    signal.signal(signal.SIGTERM, answer.stop)
+    move_in(answer.rules)
     attach(answer)
     from flwr.supernode.cli import flwr_clientapp
 
@@ -173,6 +197,11 @@ def main() -> None:
     finally:
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         say({"trainer_ended": os.getpid(), "peak_mb": round(peak_kb / 1024)})
+
+
+def _flag() -> Path:
+    found = brief.read_brief()
+    return Path(found.flag if found else os.devnull + "/none")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Two threads matter: the main one hears commands, ticks and frames and never wait
 A prediction that hangs cannot be interrupted, so the process ends itself, and the supervisor starts another one.
 """
 
-import contextlib
 import ctypes
 import gc
 import os
@@ -34,6 +33,7 @@ from agent.messages import (
     StopTask,
     UnloadPolicy,
 )
+from agent.priority import yield_to_others
 from agent.telemetry import logger
 from agent.transport import CommandServer, Publisher
 
@@ -53,8 +53,7 @@ HUNG: Final = 70
 
 def main(config: StationConfig) -> None:
     """Run the policy process until PolicyShutdown or SIGTERM."""
-    with contextlib.suppress(OSError):  # already that nice, or not permitted: it only helps the others
-        os.nice(NICENESS)
+    yield_to_others(NICENESS)
     config.paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     PolicyProcess(config, SystemClock()).run()
 

@@ -4,7 +4,6 @@ It says what it does on its standard output, one JSON object a line. SIGTERM and
 the end of whoever listens.
 """
 
-import contextlib
 import ctypes
 import os
 import shutil
@@ -13,16 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from agent.errors import AgentError, BadInput, DeviceFault
 from agent.inference.training.folder import CACHE
 from agent.inference.training.messages import Event, Failed, Job
+from agent.priority import step_back
 
-NICENESS: Final = 19
-EASY_PREY: Final = "1000"
 """To the kernel, when memory runs out: this process rather than the arm's."""
 
 
@@ -47,16 +44,6 @@ def main() -> int:
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     return 1 if said.failed else 0
-
-
-def step_back() -> None:
-    """Take only the time and the memory that nobody else wants. Threads that are started later do the same."""
-    with contextlib.suppress(OSError):  # already that nice
-        os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # a kernel or container that knows no idle class
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(EASY_PREY)
 
 
 def _go_on_alone() -> None:

@@ -1,0 +1,42 @@
+"""What a process gives up for the others, seen by the kernel."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHOWN = """
+import os, sys
+from agent.priority import step_back, yield_to_others
+step_back() if sys.argv[1] == "back" else yield_to_others(5)
+group = open("/proc/self/autogroup").read().split()[-1] if os.path.exists("/proc/self/autogroup") else "-"
+print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), group, open("/proc/self/oom_score_adj").read())
+"""
+
+
+def shown(what: str, leads: bool) -> list[str]:
+    command = [sys.executable, "-c", SHOWN, what]
+    return subprocess.run(command, start_new_session=leads, capture_output=True, text=True, check=True).stdout.split()
+
+
+def own_group() -> str:
+    file = Path("/proc/self/autogroup")
+    return file.read_text().split()[-1] if file.exists() else "-"
+
+
+@pytest.mark.parametrize(("what", "nice"), [("back", 19), ("others", 5)])
+def test_a_leader_of_a_session_says_it_for_its_session_too(what: str, nice: int) -> None:
+    process, scheduler, group, _ = shown(what, leads=True)
+    assert int(process) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+    assert int(scheduler) == (os.SCHED_IDLE if what == "back" else os.sched_getscheduler(0))
+    assert group in (str(nice), "-")
+
+
+def test_somebody_elses_session_is_left_alone() -> None:
+    assert shown("back", leads=False)[2] == own_group()
+
+
+def test_who_steps_back_goes_first_when_memory_runs_out() -> None:
+    assert shown("back", leads=True)[3] == "1000"
