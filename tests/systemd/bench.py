@@ -22,7 +22,7 @@ STATION: Final = "bench"
 UNIT: Final = f"so-agent@{STATION}.service"
 PYTHON: Final = Path(sys.prefix) / "bin/python"
 
-READY_S: Final = 60.0
+READY_S: Final = 120.0
 """lerobot's imports on a busy machine; 6 s on an idle one."""
 
 PORTS: Final = Path("/dev/serial/by-id")

@@ -16,7 +16,7 @@ from typing import Final
 CACHE: Final = Path(os.environ.get("SO_AGENT_TEST_CACHE") or "~/.cache/so-agent").expanduser()
 
 PACKAGES: Final = (
-    "systemd", "systemd-sysv", "dbus", "udev", "kmod",
+    "systemd", "systemd-sysv", "dbus", "udev", "umockdev", "kmod",
     # What interpreters of whatever origin link against.
     "libbz2-1.0", "libexpat1", "libffi8", "liblzma5", "libncursesw6", "libreadline8", "libsqlite3-0", "libssl3",
     "libuuid1", "zlib1g",
