@@ -23,9 +23,9 @@ QUIET = logging.getLogger("tests.mqtt")
 """The library warns of more than ten messages under way; that is what some tests are about."""
 QUIET.setLevel(logging.ERROR)
 
-needs_mosquitto = pytest.mark.skipif(
-    not Path(MOSQUITTO).exists(), reason="mosquitto is not installed (apt install mosquitto)"
-)
+NO_MOSQUITTO = "mosquitto is not installed (apt install mosquitto)"
+
+needs_mosquitto = pytest.mark.skipif(not Path(MOSQUITTO).exists(), reason=NO_MOSQUITTO)
 
 
 def free_port() -> int:
@@ -38,6 +38,8 @@ class Broker:
     """Starts, kills and restarts one mosquitto on the same port."""
 
     def __init__(self, folder: Path, *settings: str, allow_anonymous: bool = True) -> None:
+        if not Path(MOSQUITTO).exists():
+            pytest.skip(NO_MOSQUITTO)
         self.folder = folder
         self.port = free_port()
         self.file = folder / "mosquitto.conf"
