@@ -167,9 +167,12 @@ class Station:
             await self.links.take_the_arm()
 
     async def _stop(self) -> None:
-        """Commit, park, release, in this order; each bounded, each logged when it fails."""
+        """Hold, commit, park, release, in this order; each bounded, each logged when it fails."""
         self.guest.yield_now("the agent is shutting down")
         self.machine.to(Mode.STOPPING, "the agent is shutting down")
+        if self.links.arm and self.links.arm.drive in (Drive.ALIGN, Drive.FOLLOW, Drive.EXECUTE):
+            with contextlib.suppress(AgentError):  # one that does not answer holds by itself
+                await self.links.ask_arm(ArmDrive(Drive.HOLD, "the agent is shutting down"))
         if session := self.recordings.session:
             with contextlib.suppress(AgentError, TimeoutError):
                 await asyncio.wait_for(session.stop(), COMMIT_AND_EXIT_S)
