@@ -44,6 +44,9 @@ DEAF_S: Final = 90.0
 ORPHAN_S: Final = 30.0
 """A trainer whose reply has left ends within 7 s."""
 
+WARM_S: Final = 600.0
+"""Rounds of one run follow each other within minutes. Longer than that, half a gigabyte is not kept for the next."""
+
 LOST_S: Final = 300.0
 """Without a way to the fleet for so long, what waits here only takes memory."""
 
@@ -224,7 +227,7 @@ class Node:
         supernode = self._supernode = SuperNode(self.folders, self.room, self._look.set)
         try:
             self.room.open()
-            self.folders.renew(self._settings.apps, self.room.trainer)
+            self.folders.renew(self._settings, self.room.trainer)
             if self._orphan is not None:
                 await supernode.sign_off(enrolment.superlink, self._membership, self._orphan)
                 self._orphan = None
@@ -243,7 +246,7 @@ class Node:
         return self._why(supernode.code or 0, supernode.diary)
 
     async def _until_over(self, supernode: SuperNode) -> None:
-        alone, unworked = Since(), Since()
+        alone, unworked, unasked = Since(), Since(), Since()
         while supernode.code is None:
             self._look.clear()
             now_ns = self._clock.now_ns()
@@ -254,6 +257,11 @@ class Node:
             self._work_is(tenant is not None, f"round {diary.round}" if diary.round else "a message of the fleet")
             orphan_s = alone.seconds(tenant is not None and not diary.busy, now_ns)
             deaf_s = unworked.seconds(tenant is None and diary.busy, now_ns)
+            unasked_s = unasked.seconds(tenant is None and not diary.busy, now_ns)
+            if diary.busy and not self._leaving and self._settings.keep_warm:
+                await supernode.warm_up()
+            elif unasked_s > WARM_S:
+                await supernode.cool_down()
             if self._leaving:
                 self._drive_out(self._leaving, supernode, tenant, now_ns)
             else:

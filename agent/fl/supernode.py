@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from agent.config import Federation
 from agent.fl import brief, runner
 from agent.fl.diary import Diary
 from agent.fl.environment import quiet
@@ -47,13 +48,14 @@ class Folders:
         self.brief = self.work / "brief.json"
         self.rules = self.work / "rules.json"
         self.tenant = self.work / "trainer.json"
+        self.warm = self.work / "warm"
         self.progress = self.scratch / "progress.json"
         self.ledger = home / "privacy.json"
         self.log = home / "supernode.log"
 
-    def renew(self, allowed: tuple[str, ...], cgroup: Path | None) -> None:
+    def renew(self, settings: Federation, cgroup: Path | None) -> None:
         """Ready for a new session; what was left of the last is removed. Raises OSError."""
-        for gone in (self.tenant, self.flag):
+        for gone in (self.tenant, self.flag, self.warm):
             gone.unlink(missing_ok=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
         for folder in (self.flower, self.programs, self.work, self.scratch, self.candidates):
@@ -62,7 +64,9 @@ class Folders:
             path = self.programs / name
             path.write_text(f"#!{sys.executable}\nfrom agent.fl.runner import main\n\nmain()\n", encoding="utf-8")
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        brief.replace(self.rules, Rules(str(self.tenant), allowed, str(cgroup) if cgroup else None))
+        warm = str(self.warm) if settings.keep_warm else None
+        rules = Rules(str(self.tenant), settings.apps, str(cgroup) if cgroup else None, warm)
+        brief.replace(self.rules, rules)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
 
@@ -74,7 +78,9 @@ class SuperNode:
         """`heard` is called when it has said something."""
         self._folders, self._room, self._heard = folders, room, heard
         self._process: Process | None = None
+        self._warm: Process | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._environment: dict[str, str] = {}
         self.diary = Diary()
 
     async def start(self, superlink: str, membership: Membership) -> None:
@@ -96,6 +102,7 @@ class SuperNode:
             "HF_HOME": str(folders.scratch / "hf"),
             "TMPDIR": str(folders.scratch),
         }
+        self._environment = environment
         group = self._room.node
         launch = Launch(words, idle=True, cgroup=str(group) if group else None)
         # A session of its own: it and what it starts can be ended as one.
@@ -105,6 +112,29 @@ class SuperNode:
         )  # fmt: skip
         self._room.enter(self._process.pid)
         self._reading = asyncio.create_task(self._read(self._process), name="supernode output")
+
+    async def warm_up(self) -> None:
+        """From now on trainers begin without imports. Once; that it does not work costs only time."""
+        if self._warm is not None:
+            return
+        group = self._room.trainer
+        words = (sys.executable, "-m", "agent.fl.warm", str(self._folders.warm))
+        launch = Launch(words, idle=True, cgroup=str(group) if group else None)
+        with self._folders.log.open("ab") as log:
+            self._warm = await asyncio.create_subprocess_exec(
+                *command(launch), stdin=DEVNULL, stdout=log, stderr=log, env=self._environment,
+                cwd=self._folders.work, start_new_session=True,
+            )  # fmt: skip
+
+    async def cool_down(self) -> None:
+        """Give back the memory of it."""
+        if self._warm is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._warm.kill()
+        await self._warm.wait()
+        self._warm = None
+        self._folders.warm.unlink(missing_ok=True)
 
     async def sign_off(self, superlink: str, membership: Membership, node: int) -> None:
         """For a SuperNode that was killed. That it does not work is no harm: the fleet forgets it within a minute."""
@@ -150,6 +180,7 @@ class SuperNode:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), STOP_S)
             polite = self._process.returncode is not None
+        await self.cool_down()
         self._room.clear()
         await self.wait()
         if self._reading:

@@ -68,7 +68,7 @@ async def member(short_dir: Path, tiny_policy: Path, drawn_episodes: Path) -> As
     made: list[Member] = []
 
     def make(name: str, server: Server | None = None, **federation: Any) -> Member:
-        each = Member(short_dir, name, **({"apps": (PATIENT_HASH,)} | federation))
+        each = Member(short_dir, name, **({"apps": (PATIENT_HASH,), "keep_warm": False} | federation))
         each.equip(tiny_policy, drawn_episodes)
         if server is not None:
             server.fleet.add_station(name, each.enroll(server))

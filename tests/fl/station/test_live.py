@@ -22,7 +22,13 @@ TICK_S = 1.0
 
 @pytest.fixture
 def live(short_dir: Path, drawn_episodes: Path) -> Iterator[LiveStation]:
-    settings = {"idle_min": 0.0, "min_free_memory_gb": 0.2, "min_free_disk_gb": 0.2, "apps": [PATIENT_HASH]}
+    settings = {
+        "idle_min": 0.0,
+        "min_free_memory_gb": 0.2,
+        "min_free_disk_gb": 0.2,
+        "apps": [PATIENT_HASH],
+        "keep_warm": False,
+    }
     live = LiveStation(short_dir / "station", cameras=False, federation=settings)
     shutil.copytree(drawn_episodes, live.config.paths.datasets / "drawn")
     try:

@@ -15,7 +15,7 @@ NAMES = ("kitchen", "attic", "workshop")
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_three_stations_make_one_adapter_in_three_rounds(server: Server, member: Callable[..., Member]) -> None:
-    members = [member(name, server, apps=()) for name in NAMES]
+    members = [member(name, server, apps=(), keep_warm=True) for name in NAMES]
     for each in members:
         each.start()
     for each in members:
