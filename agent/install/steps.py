@@ -12,8 +12,9 @@ from typing import Final, Protocol
 
 from agent.errors import BadInput, DeviceFault
 
-COMMAND_S: Final = 120.0
-"""Stopping a service may take as long as parking and committing: 75 s."""
+COMMAND_S: Final = 240.0
+"""Starting a service may take as long as the imports on a small board, and stopping as parking and committing: 180 s
+at most, by the unit."""
 
 KEPT_SUFFIX: Final = ".before"
 """A file of a person that is replaced is kept under this name."""
