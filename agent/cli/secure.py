@@ -16,7 +16,7 @@ import typer
 
 from agent.cli.command import Command, invocation
 from agent.cli.locate import answers
-from agent.errors import AgentError, DeviceFault, NotRunning, Refused
+from agent.errors import AgentError, BadInput, DeviceFault, NotRunning, Refused
 
 if TYPE_CHECKING:
     from agent.config import StationConfig
@@ -38,6 +38,9 @@ LEFTOVERS_S: Final = 5.0
 """For a recorder to close its journal. What it loses then is repaired by the next one."""
 
 LOOK_S: Final = 0.05
+
+FROM_SYSTEMD: Final = "SERVICE_RESULT"
+"""Set for ExecStopPost= only. Anywhere else, everything in our control group may be a person's whole session."""
 
 CONTROL_SUBGROUP: Final = "/.control"
 """Where systemd runs ExecStopPost= of a service with a delegated control group."""
@@ -63,6 +66,8 @@ def secure(
     """Leave the arm safe after its agent is gone. Without options it is not moved: a blocked joint stops pushing."""
     from agent.telemetry import configure
 
+    if service and FROM_SYSTEMD not in os.environ:
+        raise BadInput("--service is for the unit's ExecStopPost= alone.", "Leave it out.")
     config = invocation().load()
     configure(config.logging, process="secure")
     if answers(config.paths.agent_socket):
@@ -192,6 +197,8 @@ def _end_leftovers(arm_pid: int | None) -> None:
 def _same_group() -> Iterator[int]:
     """Every process of this service, whatever subgroup of it."""
     mine = _group(Path("/proc/self/cgroup")).removesuffix(CONTROL_SUBGROUP)
+    if not mine.endswith(".service"):
+        return
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has just ended, or is somebody else's

@@ -133,6 +133,11 @@ def test_an_arm_that_is_not_there_is_said_and_no_failure(config: StationConfig) 
     assert "does not exist" in answer["reason"]
 
 
+def test_nobody_but_systemd_can_have_the_control_group_cleared(config: StationConfig) -> None:
+    """By hand it would end the session that it was typed in."""
+    assert secure(config, "--service", status=2)["code"] == "bad-input"
+
+
 def test_while_an_agent_runs_it_is_refused(config: StationConfig, arm: VirtualArm) -> None:
     config.paths.run.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as agent:
