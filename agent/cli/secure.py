@@ -78,17 +78,16 @@ def secure(
         become_arm_process(config)
         return
     report = _arm_process(config)
+    result = _minded(report) if report else _ease(config)  # before anything else: somebody may be caught
     if service:
         _end_leftovers(report.pid if report else None)
         told = config.paths.run / STOPPING
         park = park or told.exists()
         told.unlink(missing_ok=True)
-    if report:
-        result = _leave(config, report.pid) if park else {"arm": "minded", "pid": report.pid, "drive": report.drive}
-    else:
-        result = _ease(config)
-        if park and result["under_torque"]:
-            result = _park_without_agent(config)
+    if park and report:
+        result = _leave(config, report.pid)
+    elif park and result["under_torque"]:
+        result = _park_without_agent(config)
     invocation().show(result, _sentence(result))
 
 
@@ -151,6 +150,10 @@ def _leave(config: "StationConfig", pid: int) -> dict[str, Any]:
         _kill(pid, signal.SIGKILL)
         raise DeviceFault("The arm process did not end in time; the arm is still held.", "Hold it, cut its power.")
     return {"arm": "left", "reason": reason}
+
+
+def _minded(report: "ArmReport") -> dict[str, Any]:
+    return {"arm": "minded", "pid": report.pid, "drive": report.drive}
 
 
 def _ease(config: "StationConfig") -> dict[str, Any]:
