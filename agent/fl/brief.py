@@ -48,7 +48,7 @@ class Progress(msgspec.Struct, frozen=True):
     run: str
     round: int
     rounds: int
-    doing: str  # "training", "evaluating"
+    doing: str  # "training", "evaluating", "declined: REASON"
     step: int
     steps: int
     loss: float | None = None

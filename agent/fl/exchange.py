@@ -54,9 +54,26 @@ class Decline(IntEnum):
     SPENT = 1006  # this station's privacy budget does not last for another round
     OTHER_VERSION = 1007  # server and station speak different versions of this exchange
 
+    @property
+    def sentence(self) -> str:
+        """All that the server is told. The rest, with names of folders and datasets, is for the station's people."""
+        return SENTENCES[self]
+
+
+SENTENCES: Final = {
+    Decline.BUSY: "The arm is needed.",
+    Decline.NO_POLICY: "The base policy is not in this station's library.",
+    Decline.NO_DATA: "There is nothing here that this run may learn from.",
+    Decline.NOT_AGREED: "This station does not agree to these terms, or they make no sense to it.",
+    Decline.FAILED: "It went wrong on this station, whose log says why.",
+    Decline.SPENT: "The privacy budget of this station does not last for another round.",
+    Decline.OTHER_VERSION: "This station speaks another version.",
+}
+
 
 class Declined(Exception):
-    """Raised where a station finds that it does not take part; becomes an Error reply."""
+    """Raised where a station finds that it does not take part. Becomes an Error reply with the code's sentence;
+    `reason` stays on the station."""
 
     def __init__(self, code: Decline, reason: str) -> None:
         super().__init__(reason)

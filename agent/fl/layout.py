@@ -13,7 +13,7 @@ from agent.errors import BadInput
 from agent.fl.settings import Settings
 from agent.inference.bundle import Bundle
 from agent.inference.checkpoint import WEIGHTS
-from agent.inference.contents import Tensor, tensors
+from agent.inference.contents import tensors
 from agent.inference.training.plan import Method
 
 if TYPE_CHECKING:
@@ -107,14 +107,18 @@ def layout(bundle: Bundle, shape: Shape) -> Layout:
             f"{bundle.manifest.name} is of the type {bundle.manifest.type}; only SmolVLA has adapters.",
             "Choose a SmolVLA as the base policy.",
         )
-    header = tensors(bundle.policy / WEIGHTS)
-    own = dict(sorted(header.items()))
+    return layout_of({name: each.shape for name, each in tensors(bundle.policy / WEIGHTS).items()}, shape)
+
+
+def layout_of(weights: Mapping[str, tuple[int, ...]], shape: Shape) -> Layout:
+    """Of a SmolVLA with these weights. Raises BadInput for targets that it does not have."""
+    own = dict(sorted(weights.items()))
     arrays = _expert(own) if shape.method is Method.EXPERT else _lora(own, shape)
-    return Layout(shape, arrays, sum(_product(each.shape) for each in own.values()))
+    return Layout(shape, arrays, sum(_product(each) for each in own.values()))
 
 
-def _lora(own: Mapping[str, Tensor], shape: Shape) -> dict[str, tuple[int, ...]]:
-    modules = {name.removesuffix(".weight"): each.shape for name, each in own.items() if name.endswith(".weight")}
+def _lora(own: Mapping[str, tuple[int, ...]], shape: Shape) -> dict[str, tuple[int, ...]]:
+    modules = {name.removesuffix(".weight"): each for name, each in own.items() if name.endswith(".weight")}
     pattern = re.compile(shape.pattern)
     found = {name: size for name, size in modules.items() if len(size) == 2 and pattern.fullmatch(name)}
     wanted = set(shape.targets or TARGETS)
@@ -134,9 +138,9 @@ def _lora(own: Mapping[str, Tensor], shape: Shape) -> dict[str, tuple[int, ...]]
 LINEAR: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
 
-def _expert(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _expert(own: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     around = tuple(f"model.{name}." for name in PROJECTIONS)
-    return {name: each.shape for name, each in own.items() if name.startswith((EXPERT, *around))}
+    return {name: each for name, each in own.items() if name.startswith((EXPERT, *around))}
 
 
 def _weights(bundle: Bundle, names: list[str]) -> "Arrays":

@@ -5,6 +5,7 @@ compressing   the change of training becomes what travels (compression.py)
 protecting    it is shortened and gets noise (privacy.py); without either, nothing happens here
 """
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +16,14 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from agent.errors import AgentError, Fatal
-from agent.fl.brief import Privacy, read_brief
+from agent.fl.brief import Privacy, Progress, read_brief, replace
 from agent.fl.compression import decode, encode
 from agent.fl.exchange import ARRAYS, CONFIG, METRICS, WEIGHT, Decline, Declined, read_terms
 from agent.fl.privacy import Ledger, agreed, epsilon, mu_of, protect, true_dice
 from agent.fl.settings import Compression, Settings, read_settings
 from agent.fl.workplace import PARTITION
+
+LOG: Final = logging.getLogger("flwr")
 
 RESIDUAL: Final = "residual"
 BOOK: Final = "privacy"
@@ -30,14 +33,22 @@ type Arrays = dict[str, NDArray[np.float32]]
 
 
 def declining(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Of what went wrong the server learns the kind. Flower itself would send it the text of any exception, in which
+    there are names of folders, datasets and tasks."""
     try:
         return call_next(message, context)
     except Declined as declined:
-        return Message(Error(code=int(declined.code), reason=declined.reason), reply_to=message)
+        code, reason = declined.code, declined.reason
     except AgentError as error:
-        return Message(Error(code=int(Decline.NOT_AGREED), reason=str(error)), reply_to=message)
-    except MemoryError:
-        return Message(Error(code=int(Decline.FAILED), reason="The memory did not suffice."), reply_to=message)
+        code, reason = Decline.NOT_AGREED, str(error)
+    except Exception as error:  # the edge of the app: lerobot, torch and PyAV share no root
+        LOG.exception("a %s message failed", message.metadata.message_type)
+        code, reason = Decline.FAILED, f"{type(error).__name__}: {error}"
+    LOG.warning("not taking part (%s): %s", code.name, reason)
+    brief = read_brief()
+    if brief is not None:
+        replace(Path(brief.progress), Progress("", 0, 0, f"declined: {reason}", 0, 0))
+    return Message(Error(code=int(code), reason=code.sentence), reply_to=message)
 
 
 def compressing(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

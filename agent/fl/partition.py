@@ -131,6 +131,8 @@ def partitioner(how: Division, num_partitions: int, alpha: float, seed: int) -> 
             return TaskPartitioner(num_partitions, seed)
         case Division.DIRICHLET:
             return DirichletPartitioner(num_partitions, alpha, seed)
+        case Division.STATIONS:
+            raise BadInput("Where each station has a dataset of its own, nothing is divided.")
 
 
 def open_episodes(dataset: Path, episodes: Sequence[int], **how: Any) -> "LeRobotDataset":

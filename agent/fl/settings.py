@@ -35,6 +35,7 @@ class Division(StrEnum):
     IID = "iid"
     TASK = "task"  # each station has seen some of the tasks only
     DIRICHLET = "dirichlet"  # of each task, stations have shares of very different size
+    STATIONS = "stations"  # `dataset` is a folder of datasets, and each station has one, in the order of their names
 
 
 class Compression(StrEnum):
@@ -127,6 +128,8 @@ def read_settings(values: Mapping[str, object]) -> Settings:
         raise BadInput(
             f"The run's configuration is not possible: {error}.", "See docs/federation-app.md for what is."
         ) from error
+    if settings.method is Method.FULL:
+        raise BadInput("With method full, a whole policy would travel.", "Give method=lora, or expert.")
     if settings.private and not settings.privacy_clip:
         raise BadInput("privacy-noise without privacy-clip protects nothing.", "Give privacy-clip, e.g. 1.0.")
     return settings

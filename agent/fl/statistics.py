@@ -48,14 +48,15 @@ def of_policy(bundle: Bundle) -> Numbers:
 
 def of_rows(dataset: Path, episodes: Iterable[int]) -> Numbers:
     """Count, mean and M2 of state and action over all rows of some episodes."""
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     parts = []
-    wanted = list(episodes)
+    wanted = pa.array(list(episodes), pa.int64())
     for path in sorted((dataset / "data").glob("*/*.parquet")):
         table = pq.read_table(path, columns=["episode_index", STATE, ACTION])
-        mine = table.filter(pc.is_in(table["episode_index"], pc.SetLookupOptions(value_set=_array(wanted))))
+        mine = table.filter(pc.is_in(table["episode_index"], value_set=wanted))
         if mine.num_rows:
             parts.append({feature: np.stack(mine[feature].to_numpy()).astype(np.float64) for feature in FEATURES})
     return pool([_moments(part) for part in parts])
@@ -149,9 +150,3 @@ def _numbers(record: Mapping[str, Any], name: str, size: int) -> NDArray[np.floa
     if numbers.shape != (size,) or not np.isfinite(numbers).all():
         raise BadInput(f"{name} is not {size} finite numbers.")
     return numbers
-
-
-def _array(numbers: list[int]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(numbers, pa.int64())

@@ -57,8 +57,12 @@ def drawn(cache: Path = CACHE, episodes: int = EPISODES) -> Path:
 
 
 def _draw(folder: Path, episodes: int) -> None:
+    import datasets
     from lerobot.datasets import LeRobotDataset
 
+    from agent.fl.partition import VIDEO_BACKEND
+
+    datasets.disable_progress_bars()
     pictures = {"dtype": "image", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channels"]}
     joints = {"dtype": "float32", "shape": (len(JOINTS),), "names": [f"{joint}.pos" for joint in JOINTS]}
     views = {"OBS_IMAGE_1": "observation.images.front", "OBS_IMAGE_2": "observation.images.wrist"}
@@ -69,6 +73,7 @@ def _draw(folder: Path, episodes: int) -> None:
         root=folder,
         robot_type="so101_follower",
         use_videos=False,
+        video_backend=VIDEO_BACKEND,  # lerobot else looks for another one, at length
     )
     dice = np.random.default_rng(SEED)
     for number in range(episodes):

@@ -13,7 +13,7 @@ from agent.fl.brief import Brief, Privacy, Progress, read_brief, replace
 from agent.fl.dataset import Episodes, divide, divide_part
 from agent.fl.exchange import Decline, Declined
 from agent.fl.partition import partitioner
-from agent.fl.settings import Settings
+from agent.fl.settings import Division, Settings
 from agent.inference.bundle import Bundle
 from agent.robot.recording.index import DatasetIndex
 
@@ -108,6 +108,9 @@ def _simulated(settings: Settings, number: int, count: int) -> Workplace:
 
     os.environ.setdefault("HF_DATASETS_CACHE", str(CACHE / "tables"))
     dataset = Path(settings.dataset) if settings.dataset else drawn()
+    if settings.partition is Division.STATIONS:
+        own = _own(dataset, number)
+        return Workplace(number, (Portion(own, divide(own, settings.held_out)),), settings.threads, _device(), True)
     parts = partitioner(settings.partition, count, settings.partition_alpha, settings.seed)
     parts.dataset = dataset
     try:
@@ -116,6 +119,14 @@ def _simulated(settings: Settings, number: int, count: int) -> Workplace:
         raise Declined(Decline.NO_DATA, str(error)) from error
     portion = Portion(dataset, divide_part(episodes, settings.held_out))
     return Workplace(number, (portion,), settings.threads, _device(), simulated=True)
+
+
+def _own(folder: Path, number: int) -> Path:
+    """The dataset of one simulated station, where each has its own."""
+    found = sorted(path for path in folder.iterdir() if (path / "meta").is_dir())
+    if number >= len(found):
+        raise Declined(Decline.NO_DATA, f"There are {len(found)} datasets in {folder}, none for station {number}.")
+    return found[number]
 
 
 def _device() -> str:

@@ -195,6 +195,7 @@ def _trainable(loaded: Loaded, method: Method, lora: Lora) -> Any:
     policy.requires_grad_(True)
     if method is Method.LORA:
         policy.config.pretrained_path = loaded.bundle.policy  # lerobot gives adapters only to a policy that has one
+        policy.config.load_vlm_weights = True  # they came with the checkpoint; lerobot warns of training from scratch
         try:
             return policy.wrap_with_peft(
                 peft_cli_overrides={

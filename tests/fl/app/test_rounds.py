@@ -81,7 +81,8 @@ def silent(message: Message) -> None:
 def spoilt(spoil: Callable[[RecordDict], object]) -> Station:
     def station(message: Message) -> Message:
         reply = learner(1.0)(message)
-        spoil(reply.content)
+        if message.metadata.message_type == "train":
+            spoil(reply.content)
         return reply
 
     return station
