@@ -70,6 +70,14 @@ bench-tasks: rendering ## touches a minute, and what the arm is sent, beside ler
 fleet-sim: setup ## 1,000 simulated stations on one mosquitto: answers, memory, mass reconnect; 4 minutes
 	$(PYTHON) -m benchmarks.fleet_sim
 
+.PHONY: bench-preemption
+bench-preemption: rendering ## wanting the arm 50 times while the station trains: first tick, rounds; 40 minutes
+	$(PYTHON) -m benchmarks.preemption
+
+.PHONY: federation-faults
+federation-faults: setup ## everything between a station and its fleet dies once: how long until it is back; 15 minutes
+	$(PYTHON) -m tests.fl.faults
+
 .PHONY: evaluate
 evaluate: rendering ## the demo policy on 100 unseen tables through the whole stack, and controls; 30 minutes
 	$(PYTHON) -m benchmarks.evaluate

@@ -30,8 +30,8 @@ from agent.fl.node import NodeState
 
 ROOT = Path(__file__).resolve().parents[2]
 
-START_S = 90.0
-"""On a busy machine the imports of a SuperLink or a SuperNode alone take half a minute."""
+START_S = 240.0
+"""Seconds on a quiet machine. On a very busy one the imports of a SuperLink or a SuperNode alone take a minute."""
 
 TINY: dict[str, Any] = {
     "policy": "tiny",

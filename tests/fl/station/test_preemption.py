@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.fl.node import FREEZE_S, NodeState
+from agent.fl.node import NodeState
 from agent.fl.room import Room
 from tests.fl.bench import Member, Server, notes, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 AT_ONCE_S = 0.05
 """Two writes, on a busy machine. The station's own part of starting teleop takes as long."""
@@ -45,9 +45,9 @@ async def test_a_trainer_stands_still_at_once_and_its_partial_work_counts(
     assert time.monotonic() - began_s < AT_ONCE_S
     await until("it stands still", lambda: stands_still(kitchen.federation.node.room), 1.0)
     assert kitchen.state is NodeState.WORKING or kitchen.state is NodeState.FINISHING
-    await kitchen.until(NodeState.OFF, timeout_s=60)
+    await kitchen.until(NodeState.OFF)
     assert "the arm is needed" in kitchen.reason
-    await until("the server has its answer", lambda: notes(output), 60)
+    await until("the server has its answer", lambda: notes(output))
     note = notes(output)[0]
     assert note["errors"] == []
     assert note["replies"][0]["preempted"] == 1.0
@@ -56,7 +56,7 @@ async def test_a_trainer_stands_still_at_once_and_its_partial_work_counts(
     kitchen.desk.busy = None  # the arm is free again: back it comes, and not deaf
     await kitchen.until(NodeState.ONLINE)
     again = await shared_server.be_patient("again", num_server_rounds=1, seconds=0.5)
-    await until("the next round is done", lambda: notes(again), 90)
+    await until("the next round is done", lambda: notes(again))
     assert notes(again)[0]["errors"] == []
 
 
@@ -67,8 +67,8 @@ async def test_a_trainer_that_does_not_listen_is_told_to_reply_that_it_was_busy(
     output = await working(kitchen, shared_server, "busy", manners="bad")
     kitchen.desk.busy = "the station is in mode teleop"
     kitchen.federation.yield_now("teleop.start was asked for")
-    await kitchen.until(NodeState.OFF, timeout_s=60)
-    await until("the server has its answer", lambda: notes(output), 60)
+    await kitchen.until(NodeState.OFF)
+    await until("the server has its answer", lambda: notes(output))
     assert notes(output)[0]["errors"] == [[1001, "the arm is needed"]]
 
 
@@ -79,9 +79,9 @@ async def test_a_trainer_that_resists_is_ended_and_the_round_goes_on(
     output = await working(kitchen, shared_server, "stubborn", manners="stubborn")
     kitchen.desk.busy = "the station is in mode teleop"
     kitchen.federation.yield_now("teleop.start was asked for")
-    await kitchen.until(NodeState.OFF, timeout_s=FREEZE_S + 45)
+    await kitchen.until(NodeState.OFF)
     assert kitchen.federation.node.room.pids() == []
-    await until("the server's round is over", lambda: notes(output), 90)
+    await until("the server's round is over", lambda: notes(output))
     assert len(notes(output)[0]["errors"]) == 1
 
 
@@ -94,8 +94,8 @@ async def test_without_memory_to_spare_a_trainer_gets_no_time(
     monkeypatch.setattr("agent.fl.federation._free_memory", lambda: 10**7)
     kitchen.desk.busy = "the station is in mode executing"
     kitchen.federation.yield_now("task.start was asked for")
-    await kitchen.until(NodeState.OFF, timeout_s=40)
-    await until("the server has its answer", lambda: notes(output), 60)
+    await kitchen.until(NodeState.OFF)
+    await until("the server has its answer", lambda: notes(output))
     assert notes(output)[0]["errors"] == [[1001, "the arm is needed"]]
 
 
@@ -107,5 +107,5 @@ async def test_wanting_the_arm_of_a_station_that_waits_for_a_round_ends_its_supe
     await kitchen.until(NodeState.ONLINE)
     kitchen.desk.busy = "the station is in mode teleop"
     kitchen.federation.yield_now("teleop.start was asked for")
-    await kitchen.until(NodeState.OFF, timeout_s=30)
+    await kitchen.until(NodeState.OFF)
     assert kitchen.federation.node.room.pids() == []

@@ -92,7 +92,7 @@ def station(config: StationConfig) -> Station:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_a_candidate_that_is_not_worse_is_used_and_can_be_taken_back(
     station: Station, candidate: Candidate
 ) -> None:
@@ -113,7 +113,7 @@ async def test_a_candidate_that_is_not_worse_is_used_and_can_be_taken_back(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_a_candidate_that_is_worse_is_not_kept(station: Station, candidate: Candidate) -> None:
     candidate("noise", 0.5)
     tried = await station.look()

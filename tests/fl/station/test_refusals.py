@@ -14,7 +14,7 @@ from agent.fl.node import NodeState
 from tests.fl.bench import Member, Server, notes, until
 from tests.station.live import free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 async def test_a_key_that_was_not_registered_is_not_let_in(
@@ -68,7 +68,7 @@ async def test_an_app_that_is_not_on_the_list_is_refused_before_it_is_unpacked(
     strict.start()
     await strict.until(NodeState.ONLINE)
     output = await shared_server.be_patient("foreign", num_server_rounds=1)
-    await until("the server has its answer", lambda: notes(output), 120)
+    await until("the server has its answer", lambda: notes(output))
     [[code, reason]] = notes(output)[0]["errors"]
     assert code == 1004
     assert "is not on this station's list" in reason

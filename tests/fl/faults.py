@@ -1,0 +1,167 @@
+"""Everything between a station and its fleet dies once, within a round: `python -m tests.fl.faults [NAME...]`.
+
+For each fault: how long until the station is in the fleet again, how long until the server's round was over, and what
+the round got. A station that does not come back, or a round that does not end, fails the harness.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from agent.fl.node import NodeState
+from tests.fl.bench import PATIENT_HASH, Member, Server, notes, until
+from tests.station.live import free_ports
+
+BACK_S: Final = 420.0
+"""The longest wait between two looks for a fleet that was away is five minutes."""
+
+ROUND_S: Final = 240.0
+SECONDS: Final = 20.0  # of training in a round
+AWAY_S: Final = 60.0
+
+
+class Scene:
+    """A fleet with one station in the middle of a round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = Server(folder, free_ports(1)[0])
+        self.member = Member(folder, "kitchen", apps=(PATIENT_HASH,), keep_warm=False)
+
+    async def begin(self) -> Path:
+        info = self.member.config.paths.dataset / "meta" / "info.json"
+        info.parent.mkdir(parents=True)
+        info.write_text("{}")
+        self.member.federation.membership.give_consent("episodes", True)
+        self.server.start()
+        await self.server.ready()
+        self.server.fleet.add_station("kitchen", self.member.enroll(self.server))
+        self.member.start()
+        await self.member.until(NodeState.ONLINE, timeout_s=180)
+        output = await self.server.be_patient("fault", num_server_rounds=2, seconds=SECONDS, timeout_s=ROUND_S)
+        await self.member.until(NodeState.WORKING, timeout_s=120)
+        await until("the trainer waits", lambda: "Start `flwr-clientapp`" in self.member.log(), 120)
+        return output
+
+    async def end(self) -> None:
+        await self.member.stop()
+        self.server.stop()
+
+    @property
+    def trainer(self) -> int:
+        pid = self.member.federation.node.room.tenant()
+        assert pid is not None
+        return pid
+
+
+async def supernode_killed(scene: Scene) -> None:
+    for pid in scene.member.federation.node.room.pids():
+        os.kill(pid, signal.SIGKILL)
+
+
+async def superlink_killed(scene: Scene) -> None:
+    os.kill(scene.server.pid_of("superlink"), signal.SIGKILL)
+
+
+async def trainer_killed(scene: Scene) -> None:
+    os.kill(scene.trainer, signal.SIGKILL)
+
+
+async def trainer_stopped(scene: Scene) -> None:
+    os.kill(scene.trainer, signal.SIGSTOP)
+
+
+async def supernode_stopped(scene: Scene) -> None:
+    pids = scene.member.federation.node.room.pids()
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in pids:
+            os.kill(pid, number)
+        if number is signal.SIGSTOP:
+            await asyncio.sleep(AWAY_S)
+
+
+async def network_gone(scene: Scene) -> None:
+    gate = scene.server.pid_of("gate")
+    os.kill(gate, signal.SIGSTOP)
+    await asyncio.sleep(AWAY_S)
+    os.kill(gate, signal.SIGCONT)
+
+
+async def server_gone(scene: Scene) -> None:
+    """For so long that the SuperNode is given up; then it is back."""
+    await asyncio.to_thread(scene.server.stop)
+    node = scene.member.federation.node
+    await until("nothing of it runs any more", lambda: node.state is NodeState.WAITING and not node.room.pids(), BACK_S)
+    scene.server.start()
+
+
+FAULTS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
+    "supernode-killed": supernode_killed,
+    "superlink-killed": superlink_killed,
+    "trainer-killed": trainer_killed,
+    "trainer-stopped": trainer_stopped,
+    "supernode-stopped-60-s": supernode_stopped,
+    "network-gone-60-s": network_gone,
+    "server-gone": server_gone,
+}
+FORGETS: Final = {"superlink-killed", "server-gone"}
+"""The SuperLink's memory is empty then: this run is over, and `fleet serve` would begin it again."""
+
+
+async def one(name: str, console: Console) -> tuple[str, ...]:
+    folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))
+    scene = Scene(folder)
+    try:
+        output = await scene.begin()
+        began_s = time.monotonic()
+        await FAULTS[name](scene)
+        round_s, got = "-", "(asked for again)"
+        if name not in FORGETS:
+            await until("the round is over", lambda: notes(output), ROUND_S + 60)
+            round_s = f"{time.monotonic() - began_s:.0f}"
+            note = notes(output)[0]
+            got = f"{len(note['replies'])} replies, errors {note['errors']}"
+        try:
+            await scene.member.until(NodeState.ONLINE, NodeState.WORKING, timeout_s=BACK_S)
+            back_s = f"{time.monotonic() - began_s:.0f}"
+            after = await scene.server.be_patient("after", num_server_rounds=1, seconds=0.5)
+            await until("a round afterwards", lambda: notes(after), 240)
+            assert notes(after)[0]["errors"] == []
+        except AssertionError:
+            console.print(scene.member.log())
+            raise
+        return name, back_s, round_s, got
+    finally:
+        await scene.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    console = Console()
+    names = sys.argv[1:] or list(FAULTS)
+    table = Table("fault", "in the fleet again, s", "round over, s", "the round got", box=None)
+    failed = 0
+    for name in names:
+        try:
+            row = asyncio.run(one(name, console))
+        except AssertionError as error:
+            failed += 1
+            row = (name, "[red]never[/red]", "", str(error)[:300])
+        console.print(*row)
+        table.add_row(*row)
+    console.print(table)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
