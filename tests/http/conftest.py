@@ -64,7 +64,8 @@ def config(make_config: Callable[..., StationConfig], http_settings: dict[str, A
         "front": CAMERA | {"view": "OBS_IMAGE_1"},
         "wrist": CAMERA | {"view": "OBS_IMAGE_2"},
     }
-    return make_config(http={"preview_width": 64} | http_settings, cameras=cameras)
+    patient = {"preview_width": 64, "lease_s": 5.0}  # a busy machine may not renew in time; see TestPage
+    return make_config(http=patient | http_settings, cameras=cameras)
 
 
 @pytest.fixture

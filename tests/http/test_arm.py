@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from agent.messages import Drive
 from agent.modes import Mode
 from tests.http.conftest import Bench
@@ -39,14 +41,26 @@ async def test_with_control_it_follows_and_stops_with_it(bench: Bench) -> None:
     await bench.mode(Mode.HOLD)
 
 
-async def test_the_arm_holds_within_half_a_second_of_the_last_sign_of_life(bench: Bench) -> None:
-    lease = await bench.take()
-    await bench.http.post("/api/v1/teleop/start", headers=lease)
-    for _ in range(8):
-        assert (await bench.http.post("/api/v1/lease/renew", headers=lease)).status_code == 200
-        last_ns = time.monotonic_ns()
-    await bench.mode(Mode.HOLD)
-    assert (bench.arm.held_at_ns - last_ns) / 1e9 < 0.5
+class TestPage:
+    """With the lease of 0.4 s that a station gives by default."""
+
+    @pytest.fixture
+    def http_settings(self) -> dict[str, float]:
+        return {"lease_s": 0.4}
+
+    async def test_the_arm_holds_within_half_a_second_of_the_last_sign_of_life(self, bench: Bench) -> None:
+        started = False
+        while not started:  # on a starved machine 0.4 s may be over before the second request is there
+            lease = await bench.take()
+            last_ns = time.monotonic_ns()
+            started = (await bench.http.post("/api/v1/teleop/start", headers=lease)).is_success
+        for _ in range(8):
+            sent_ns = time.monotonic_ns()
+            if not (await bench.http.post("/api/v1/lease/renew", headers=lease)).is_success:
+                break
+            last_ns = sent_ns
+        await bench.mode(Mode.HOLD)
+        assert (bench.arm.held_at_ns - last_ns) / 1e9 < 0.5
 
 
 async def test_the_stop_needs_no_control_and_is_read_back(bench: Bench) -> None:
@@ -57,5 +71,5 @@ async def test_the_stop_needs_no_control_and_is_read_back(bench: Bench) -> None:
     assert answer.json()["verified"] is True
     assert answer.json()["took_ms"] < 500
     assert bench.arm.drive is Drive.ESTOP
-    assert bench.arm.reason == "hand in the way (this machine)"
+    assert bench.arm.reason == "hand in the way (local user)"
     await bench.mode(Mode.ESTOP)

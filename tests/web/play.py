@@ -1,6 +1,6 @@
 """A station to look at: real agent, real recorder, real HTTP process; arm, cameras and policy only act as if.
 
-Run as `python -m tests.web.play FOLDER [PORT]`. Prints `ready URL` when the page can be opened, ends with its input.
+Run as `python -m tests.web.play FOLDER [PORT [LEASE_S]]`. Prints `ready URL` when the page can be opened, ends with its input.
 The same as the virtual station costs two cores; this one costs a tenth of one, and does at once what it is told.
 """
 
@@ -311,7 +311,7 @@ def make_config(folder: Path, port: int, **http: Any) -> StationConfig:
             "calibration_dir": str(folder / "calibration"),
         },
         cameras={"front": camera | {"view": "OBS_IMAGE_1"}, "wrist": camera | {"view": "OBS_IMAGE_2"}},
-        recording={"min_free_gb": 0.1},
+        recording={"min_free_gb": 0.1, "max_repeat_pct": 100},  # a busy machine draws late
         http={"port": port} | http,
         logging={"level": "info", "format": "console"},
     )
@@ -370,8 +370,8 @@ async def play(config: StationConfig) -> None:
     with child(recorder, config) as writing, child(web, config) as serving:
         for name, pid in (("arm", os.getpid()), ("recorder", writing.pid), ("web", serving.pid)):
             station.supervisor.children[name].pid = pid
-        for camera in config.cameras:
-            station.supervisor.children[f"camera-{camera}"].pid = os.getpid()
+        for name in ("policy", *(f"camera-{camera}" for camera in config.cameras)):
+            station.supervisor.children[name].pid = os.getpid()
         work = [*station.links.listeners().values(), station.leases.watch()]
         tasks = [asyncio.create_task(each) for each in work]
         async with serve(paths.agent_socket, station.handle):
@@ -423,4 +423,5 @@ async def _orders(station: Station, arm: PlayArm, cameras: list[PlayCamera], web
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     number = int(sys.argv[2]) if len(sys.argv) > 2 else 8642
-    asyncio.run(play(make_config(where, number)))
+    lease_s = float(sys.argv[3]) if len(sys.argv) > 3 else 0.4
+    asyncio.run(play(make_config(where, number, lease_s=lease_s)))

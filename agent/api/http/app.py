@@ -41,6 +41,7 @@ def create(config: StationConfig, settings: Http, clock: Clock) -> FastAPI:
         settings=settings,
         clock=clock,
         daemon=daemon,
+        operator=AsyncClient(config.paths.agent_socket),
         visitors=Visitors(settings, config.paths, clock),
         live=Live(daemon, config.paths, clock),
         previews=Previews(config, settings, clock),

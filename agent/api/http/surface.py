@@ -9,7 +9,6 @@ from agent.api import schemas
 from agent.api.http.access.visitors import NOBODY, Visitor, Visitors
 from agent.api.http.live import Live
 from agent.api.http.previews import Previews
-from agent.api.http.problems import NotAllowed
 from agent.api.local import AsyncClient
 from agent.api.schemas import VERBS, Access
 from agent.clock import Clock
@@ -29,6 +28,7 @@ class Surface:
     settings: Http
     clock: Clock
     daemon: AsyncClient
+    operator: AsyncClient  # asks as somebody at this machine does: without a lease
     visitors: Visitors
     live: Live
     previews: Previews
@@ -68,11 +68,10 @@ async def ask(
 ) -> dict[str, Any]:
     """Have the daemon carry out a verb for this visitor. Raises what it answers."""
     visitor.require(VERBS[verb].access)
-    if verb == "reset" and not (visitor.local or surface.settings.remote_reset):
-        raise NotAllowed(
-            "An emergency stop or a fault is cleared at the station itself.",
-            "Make sure that the arm is safe, then run `so-agent reset` on its machine, or open the page there.",
-        )
+    if verb == "reset" and (visitor.local or surface.settings.remote_reset):
+        # The daemon clears an emergency stop for this machine's operator only; whether this is one is known here.
+        await surface.daemon.call("lease.renew", {"token": lease or ""})
+        return await surface.operator.call(verb)
     args = body.args() if body else {}
     if lease is not None:
         args["lease"] = lease

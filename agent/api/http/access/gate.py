@@ -58,7 +58,7 @@ class Gate:
             self._check_origin(scope["method"], headers)
             client = scope.get("client")
             scope.setdefault("state", {})["visitor"] = self._visitors.of(client[0] if client else "", host, headers)
-            bounded = _bounded(headers, receive)
+            bounded = receive if scope["method"] in SAFE_METHODS else await _whole(receive)
         except AgentError as error:
             await respond(error)(scope, receive, guarded)
             return
@@ -98,19 +98,20 @@ class Gate:
         return guarded
 
 
-def _bounded(headers: Headers, receive: Receive) -> Receive:
-    """A `receive` that ends a body which is longer than it may be."""
-    announced = headers.get("content-length", "0")
-    if not announced.isdecimal() or int(announced) > MAX_BODY_BYTES:
-        raise TooLarge(f"The body of a request may hold {MAX_BODY_BYTES} bytes.")
-    received = 0
-
-    async def bounded() -> Message:
-        nonlocal received
+async def _whole(receive: Receive) -> Receive:
+    """The same, after the body has been read. Raises TooLarge for one that is longer than it may be."""
+    body, more = b"", True
+    while more:
         message = await receive()
-        received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
+        if message["type"] != "http.request":  # hung up before it was all here
+            break
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_BODY_BYTES:
             raise TooLarge(f"The body of a request may hold {MAX_BODY_BYTES} bytes.")
-        return message
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    return bounded
+    async def whole() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return whole

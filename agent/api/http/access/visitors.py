@@ -42,6 +42,9 @@ class Visitor:
             )
 
 
+LOCAL_USER: Final = "local user"
+"""How others are told about somebody at the station itself."""
+
 NOBODY: Final = Visitor("", None)
 
 
@@ -65,7 +68,7 @@ class Visitors:
         if session is not None:
             return _known(session)
         if self._settings.login == "network" and is_local(address, host, headers):
-            return Visitor("this machine", Role.CONTROL, local=True)
+            return Visitor(LOCAL_USER, Role.CONTROL, local=True)
         return NOBODY
 
     def log_in(self, text: str, address: str) -> tuple[Token, str]:

@@ -2,7 +2,7 @@
 
 import { get, Problem } from "./api.js";
 import { h, show, text } from "./dom.js";
-import { dayOf, timeOfDay } from "./format.js";
+import { dayOf, sentence, timeOfDay } from "./format.js";
 import { complain } from "./notice.js";
 
 const KINDS = {
@@ -80,7 +80,7 @@ function line({ at, kind, text: words, data }) {
     { data: { tone: tone(kind, data) } },
     time,
     h("span.event-kind", {}, KINDS[kind] ?? kind),
-    h("span.event-text", {}, words),
+    h("span.event-text", {}, sentence(words)),
   );
 }
 

@@ -38,6 +38,11 @@ export class Shell {
     return this.live.status;
   }
 
+  /** Who has control, as this page's reader would call them. */
+  nameOf(lease) {
+    return lease.owner === this.session.name ? "Another page of yours" : sentence(lease.owner);
+  }
+
   get mayControl() {
     return this.session.role === "control";
   }
@@ -96,31 +101,28 @@ export class Shell {
     try {
       await this.control.ensure();
     } catch (problem) {
-      const holder = this.status?.lease?.owner;
-      if (problem.code !== "no-control" || !holder) throw problem;
-      const wanted = await this._askToTakeOver(holder);
+      const lease = this.status?.lease;
+      if (problem.code !== "no-control" || !lease) throw problem;
+      const wanted = await this._askToTakeOver(lease);
       if (!wanted) throw problem;
       await this.control.take(true);
     }
   }
 
-  _askToTakeOver(holder) {
-    const moves = this.status?.lease?.moves;
+  _askToTakeOver(lease) {
     return confirm({
-      title: `${holder} has control`,
-      body: moves
-        ? "The arm moves for them now. It holds when you take over."
-        : "They are told that you have taken over.",
+      title: `${this.nameOf(lease)} has control`,
+      body: lease.moves ? "The arm moves because of it. It holds as soon as control is yours." : "Control passes to you at once.",
       yes: "Take over",
-      danger: Boolean(moves),
+      danger: lease.moves,
     });
   }
 
   async _takeOver() {
-    const holder = this.status?.lease?.owner;
-    if (holder && !(await this._askToTakeOver(holder))) return;
+    const lease = this.status?.lease;
+    if (lease && !(await this._askToTakeOver(lease))) return;
     try {
-      await this.control.take(Boolean(holder));
+      await this.control.take(Boolean(lease));
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
       complain(problem);
@@ -216,7 +218,7 @@ export class Shell {
   _drawWho(lease) {
     const { control } = this;
     document.body.dataset.control = control.mine ? "mine" : lease ? "theirs" : "free";
-    const holder = control.mine ? "You have control" : lease ? `${lease.owner} has control` : "Nobody has control";
+    const holder = control.mine ? "You have control" : lease ? `${this.nameOf(lease)} has control` : "Nobody has control";
     text(this._whoText, control.slow ? "Control: slow connection" : holder);
     text(this._whoButton, control.mine ? "Give back" : lease ? "Take over" : "Take control");
     show(this._whoButton, this.mayControl);

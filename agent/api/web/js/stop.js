@@ -5,6 +5,7 @@
  */
 
 import { abandon, post, Problem } from "./api.js";
+import { closeDialogs } from "./dialog.js";
 import { h, set, show, text } from "./dom.js";
 import { span } from "./format.js";
 
@@ -32,6 +33,7 @@ export class Stop extends EventTarget {
     this._enter("sending");
     this.tries = 0;
     navigator.vibrate?.(60);
+    closeDialogs();
     abandon();
     const pressed = performance.now();
     while (this.state === "sending") {

@@ -2,7 +2,7 @@
 
 import { get, Problem, remove } from "../api.js";
 import { h, icon, ICONS, show, text } from "../dom.js";
-import { clock, plural } from "../format.js";
+import { clock, plural, span } from "../format.js";
 import { complain, notice } from "../notice.js";
 import { player } from "./player.js";
 
@@ -67,7 +67,7 @@ export function episodes(shell) {
       return wanted === "" || wanted === "deleted" || String(episode.success) === wanted;
     });
     const seconds = found.reduce((sum, episode) => sum + episode.seconds, 0);
-    text(count, found.length ? `${plural(found.length, "episode")}, ${clock(seconds, false)} min` : "");
+    text(count, found.length ? `${plural(found.length, "episode")}, ${span(seconds * 1000)} in all` : "");
     list.replaceChildren(...found.map(line));
     show(empty, !found.length);
     text(empty, all.length ? "None of them fits." : "Nothing has been recorded yet. Start teleop, then record.");

@@ -48,9 +48,9 @@ export function plots(place, joints, { times_s: times, state, action }, seek) {
       canvas.height = HEIGHT * scale;
       const context = canvas.getContext("2d");
       context.scale(scale, scale);
-      const style = getComputedStyle(place);
-      curve(context, width, action, style.getPropertyValue("--sent"), 1);
-      curve(context, width, state, style.getPropertyValue("--measured"), 1.75);
+      const { color, caretColor } = getComputedStyle(canvas); // a canvas cannot read light-dark()
+      curve(context, width, action, caretColor, 1.25);
+      curve(context, width, state, color, 1.75);
     }
 
     function curve(context, width, rows, colour, thick) {

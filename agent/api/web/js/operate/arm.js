@@ -13,8 +13,8 @@ export function arm(shell) {
     giveBack: button("Give back to the policy", "primary", () => shell.act("/api/v1/teleop/stop", {}, { control: true })),
     hold: button("Hold", "", () => shell.act("/api/v1/hold")),
     park: button("Park", "", () => shell.act("/api/v1/park", {}, { control: true })),
-    release: button("Release…", "", release),
     reset: button("Reset…", "primary", reset),
+    release: button("Release…", "", release),
   };
   const hint = h("p.muted");
   const element = h(

@@ -86,9 +86,17 @@ function camera(shell, name) {
       const now = ageMs === null ? null : ageMs + performance.now() - drawnAt;
       const old = now !== null && now > OLD_MS;
       const state = told?.state ?? "down";
-      const said = shell.live.stale ? "No connection" : state !== "streaming" ? SAID[state] : old ? "Late" : "";
+      const said = shell.live.stale
+        ? "No connection"
+        : state !== "streaming"
+          ? SAID[state] ?? state
+          : now === null
+            ? "Waiting for a picture"
+            : old
+              ? "Late"
+              : "";
       text(age, now === null ? "" : span(now));
-      figure.dataset.state = said ? "bad" : "good";
+      figure.dataset.state = !said ? "good" : state === "streaming" && now === null ? "waiting" : "bad";
       show(badge, Boolean(said));
       text(badge, said && now !== null ? `${said} · ${span(now)}` : said);
       badge.title = told?.reason ?? "";

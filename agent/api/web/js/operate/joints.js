@@ -4,6 +4,7 @@ import { h, set, text } from "../dom.js";
 import { JOINT_NAMES, number } from "../format.js";
 
 const OLD_MS = 1500;
+const COLUMNS = { Temp: "temperature" };
 const WARM_C = 10; // degrees below the limit
 
 export function joints(shell) {
@@ -29,8 +30,8 @@ export function joints(shell) {
       h(
         "div.joint.joint-head",
         { role: "row" },
-        ...["Joint", "Range", "Measured", "Commanded", "Temperature", "Voltage", "Load"].map((name) =>
-          h("span", { role: "columnheader", data: { column: name.toLowerCase() } }, name),
+        ...["Joint", "Range", "Measured", "Commanded", "Temp", "Voltage", "Load"].map((name) =>
+          h("span", { role: "columnheader", data: { column: COLUMNS[name] ?? name.toLowerCase() } }, name),
         ),
       ),
       rows.map((each) => each.element),

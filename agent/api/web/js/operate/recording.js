@@ -49,9 +49,9 @@ export function recording(shell) {
   const does = {
     good: h("button.good", { type: "button", onclick: () => end("stop", { success: true }) }, "Keep: success"),
     bad: h("button", { type: "button", onclick: () => end("stop", { success: false }) }, "Keep: failure"),
-    keep: h("button", { type: "button", onclick: () => end("stop") }, "Keep, not judged"),
     again: h("button", { type: "button", onclick: () => again() }, "Record again"),
     drop: h("button.danger-quiet", { type: "button", onclick: () => end("discard") }, "Discard"),
+    keep: h("button.quiet.wide", { type: "button", onclick: () => end("stop") }, "Keep without judging"),
   };
   const running = h(
     "div.stack",
