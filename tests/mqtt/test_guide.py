@@ -57,5 +57,5 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
         assert file.is_file(), path
         if test:
             named += 1
-            assert re.search(rf"^(async )?def {test}\(", file.read_text(), re.MULTILINE), f"{file.name}::{test}"
+            assert re.search(rf"^\s*(async )?def {test}\(", file.read_text(), re.MULTILINE), f"{file.name}::{test}"
     assert named > 40

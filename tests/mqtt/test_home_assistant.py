@@ -74,7 +74,7 @@ def render(template: str, value_json: Any = None, **more: Any) -> str:
 
 @pytest.fixture
 def described(make_config: Callable[..., StationConfig]) -> dict[str, Any]:
-    topic, description = announcement(make_config(station="kitchen"))
+    topic, description = announcement(make_config(station="kitchen", mqtt={"host": "localhost"}))
     assert topic == "homeassistant/device/kitchen/so-agent/config"
     made: dict[str, Any] = json.loads(json.dumps(description))
     return made
@@ -158,6 +158,11 @@ def test_what_a_button_sends_passes_the_gate_once(described: dict[str, Any], tmp
 def test_no_entity_starts_motion(described: dict[str, Any]) -> None:
     topics = {entity["command_topic"] for entity in described["components"].values() if "command_topic" in entity}
     assert topics == {f"so/v1/kitchen/cmd/{verb}" for verb in ("estop", "hold", "record")}
+
+
+def test_a_station_that_takes_no_commands_offers_none(make_config: Callable[..., StationConfig]) -> None:
+    _, description = announcement(make_config(mqtt={"host": "localhost", "commands": False}))
+    assert not [entity for entity in description["components"].values() if "command_topic" in entity]
 
 
 async def test_it_is_announced_and_found_by_who_comes_later(

@@ -14,10 +14,11 @@ from agent.api.mqtt.backoff import FIRST_S, LONGEST_S, STABLE_S, Backoff
 from agent.api.mqtt.inbox import INBOX_MESSAGES, Inbox
 from agent.api.mqtt.messages import Ack
 from agent.api.mqtt.orders import ACKS_MAX, Answer, Outbox
+from agent.api.mqtt.places import Places
 from agent.api.mqtt.seen import Seen
 from agent.api.mqtt.timekeeping import Synchrony, Timekeeping, from_kernel, from_timedatectl, from_timesyncd
 from agent.api.mqtt.topics import Topics
-from tests.mqtt.clocks import NOW_S
+from tests.mqtt.clocks import NOW_S, OwnClock
 
 
 def test_a_line_that_a_crash_cut_short_costs_nothing_else(tmp_path: Path) -> None:
@@ -64,6 +65,7 @@ def test_the_file_and_the_memory_are_bounded(tmp_path: Path, monkeypatch: pytest
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
+from agent.api.mqtt.places import Places
 from agent.api.mqtt.seen import Seen
 path = Path(sys.argv[1])
 seen = Seen(path)
@@ -152,6 +154,34 @@ async def test_a_stop_overtakes_a_flood_and_is_never_discarded() -> None:
     assert (await inbox.get()).topic.value.endswith("estop")
     assert [int((await inbox.get()).payload) for _ in range(INBOX_MESSAGES)] == list(range(INBOX_MESSAGES))
     assert inbox.empty()
+
+
+async def test_places_are_few_and_fill_again_with_time() -> None:
+    clock = OwnClock()
+    places, go = Places(clock, most=3, a_second=2.0), asyncio.Event()
+
+    async def work() -> None:
+        await go.wait()
+
+    for _ in range(3):
+        assert not places.full
+        places.begin(work(), "work")
+    assert places.full  # three are under way
+    go.set()
+    await asyncio.sleep(0.01)
+    assert not places.full
+    places.begin(work(), "work")
+    await asyncio.sleep(0.01)
+    assert places.full  # four began within a moment
+    clock.advance(0.5)
+    assert not places.full
+    clock.advance(3600)
+    for _ in range(4):
+        assert not places.full
+        places.begin(work(), "work")
+        await asyncio.sleep(0.01)
+    assert places.full
+    await places.close()
 
 
 def _answer(number: int, status: str = "refused") -> Answer:

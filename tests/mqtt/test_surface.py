@@ -7,6 +7,7 @@ from typing import Any
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from agent.api.mqtt.orders import COMMANDS_A_SECOND
 from tests.mqtt.broker import Broker, Peer, connected
 from tests.mqtt.conftest import Bench
 from tests.mqtt.daemon import command, payload
@@ -134,3 +135,15 @@ async def test_a_bug_behind_a_command_is_answered(bench: Bench, broker: Broker) 
         assert answer["code"] == "agent-error"
         bench.daemon.answer = None
         assert (await ask(peer, "park", command()))["status"] == "done"
+
+
+async def test_a_flood_of_good_commands_reaches_the_daemon_thinned_out(bench: Bench, broker: Broker) -> None:
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        began = asyncio.get_running_loop().time()
+        for _ in range(300):
+            await peer.client.publish(f"{ROOT}/cmd/episodes.list", payload(command()), qos=0)
+        answer = await ask(peer, "hold", command())
+        await peer.wait(f"{ROOT}/ack", lambda ack: ack["code"] == "busy")
+        took_s = asyncio.get_running_loop().time() - began
+    assert answer["status"] == "done"
+    assert len(bench.daemon.calls) <= COMMANDS_A_SECOND * (2 + took_s) + 1

@@ -161,7 +161,7 @@ class Gate:
                 Reason.UNKNOWN_VERB,
                 f"This station takes no {verb[:40]!r} over a broker.",
                 "See docs/mqtt.md.",
-                _id(payload),
+                identity(payload),
             )
         command = _read(payload)
         if retained:
@@ -264,7 +264,9 @@ def _read(payload: bytes) -> Command:
     try:
         return Command.model_validate_json(payload)
     except ValidationError as error:
-        raise Refusal(Reason.MALFORMED, _sentence(error), "See docs/mqtt.md for an example.", _id(payload)) from error
+        raise Refusal(
+            Reason.MALFORMED, _sentence(error), "See docs/mqtt.md for an example.", identity(payload)
+        ) from error
 
 
 def _arguments(verb: str, command: Command) -> dict[str, Any]:
@@ -280,7 +282,7 @@ def _arguments(verb: str, command: Command) -> dict[str, Any]:
     return request.args() | ({"lease": token} if token is not None else {})
 
 
-def _id(payload: bytes) -> str | None:
+def identity(payload: bytes) -> str | None:
     """The id of a command that is otherwise wrong, for its sender to recognise."""
     try:
         return _Id.model_validate_json(payload).id if len(payload) <= PAYLOAD_MAX_BYTES else None

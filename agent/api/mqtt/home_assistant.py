@@ -28,7 +28,9 @@ def announcement(config: StationConfig) -> tuple[str, dict[str, Any]]:
     """The topic, and what is published there."""
     topics = Topics(config.station)
     identity = f"so_agent_{config.station}"
-    components = _sensors(topics) | _commands(topics)
+    components = _sensors(topics)
+    if config.mqtt and config.mqtt.commands:
+        components |= _commands(topics)
     return f"{PREFIX}/device/{config.station}/so-agent/config", {
         "device": {
             "identifiers": [identity],

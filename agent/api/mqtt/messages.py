@@ -22,11 +22,15 @@ ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{7,63}$"
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    """Keys may be added; those that are there keep their name, type and meaning."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class Command(_Message):
-    """Asks a station for something, on `cmd/VERB`."""
+    """Asks a station for something, on `cmd/VERB`. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     id: Annotated[str, Field(pattern=ID_PATTERN, description="Chosen by the sender, never used twice.")]
     issued_at: Annotated[AwareDatetime, Field(description="When it was meant. ISO 8601 with an offset.")]

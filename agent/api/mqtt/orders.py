@@ -2,18 +2,18 @@
 
 import asyncio
 import contextlib
-from collections import defaultdict, deque
-from collections.abc import Coroutine
+from collections import deque
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final
 
 from aiomqtt import Message
 
 from agent.api.mqtt import recording
-from agent.api.mqtt.commands import Gate, Kind, Order, Reason, Refusal
+from agent.api.mqtt.commands import VERBS, Gate, Kind, Order, Reason, Refusal, identity
 from agent.api.mqtt.link import Link
 from agent.api.mqtt.messages import Ack, stamp
+from agent.api.mqtt.places import Places
 from agent.api.mqtt.topics import Topics
 from agent.clock import Clock, nanoseconds
 from agent.errors import AgentError
@@ -23,6 +23,12 @@ RUNNING_MAX: Final = 8
 """Commands under way at once. A task may load its policy for minutes; a stop has places of its own."""
 
 STOPS_MAX: Final = 4
+
+COMMANDS_A_SECOND: Final = 20.0
+"""A desk renews its lease four times a second and looks at the status; the daemon takes a millisecond for each."""
+
+STOPS_A_SECOND: Final = 5.0
+"""Who presses faster has stopped the arm already."""
 
 ACKS_MAX: Final = 256
 """Answers that wait for the broker. Beyond that the oldest refusal goes, then the oldest."""
@@ -92,7 +98,10 @@ class Orders:
         self._gate = gate
         self._link = link
         self._clock = clock
-        self._running: dict[str, set[asyncio.Task[None]]] = defaultdict(set)  # by whose places they take
+        self._places = {
+            "": Places(clock, RUNNING_MAX, COMMANDS_A_SECOND),
+            **{verb: Places(clock, STOPS_MAX, STOPS_A_SECOND) for verb, kind in VERBS.items() if kind is Kind.STOP},
+        }
         self._logged_ns: int | None = None
         self._unlogged = 0
         self.outbox = Outbox()
@@ -102,29 +111,22 @@ class Orders:
         verb = self._topics.verb(message.topic.value)
         address = self._address(message)
         payload = message.payload if isinstance(message.payload, bytes) else b""
+        # A stop has places of its own, an e-stop and a hold apart: a daemon that hangs keeps holds waiting.
+        places = self._places.get(verb, self._places[""])
         try:
+            if places.full:
+                raise Refusal(Reason.BUSY, "Too many commands at once.", "Wait for their answers.", identity(payload))
             order = self._gate.examine(verb, payload, message.retain)
-            stop = order.kind is Kind.STOP
-            # An e-stop has places of its own: also when the daemon hangs, and holds wait for it.
-            running, most = (self._running[verb], STOPS_MAX) if stop else (self._running[""], RUNNING_MAX)
-            if len(running) >= most:
-                raise Refusal(
-                    Reason.BUSY, f"{len(running)} commands are under way.", "Wait for their answers.", order.id
-                )
         except Refusal as refusal:
             self._refuse(verb, address, refusal)
             return
-        work: Coroutine[Any, Any, None] = (self._stop if stop else self._carry_out)(order, address)
-        task = asyncio.create_task(work, name=f"{order.verb} {order.id}")
-        running.add(task)
-        task.add_done_callback(running.discard)
+        work = self._stop if order.kind is Kind.STOP else self._carry_out
+        places.begin(work(order, address), f"{order.verb} {order.id}")
 
     async def close(self) -> None:
         """Cancel what is under way; the daemon goes on with what it has begun."""
-        tasks = list(chain.from_iterable(self._running.values()))
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for places in self._places.values():
+            await places.close()
 
     async def _carry_out(self, order: Order, address: tuple[str, bytes | None]) -> None:
         told_ns = self._clock.now_ns()

@@ -147,13 +147,12 @@ class Session:
     async def _state(self) -> State:
         at = self._now()
         try:
-            status = Status.model_validate(await self._link.call("status", {}, STATUS_ANSWER_S))
+            return State.of(Status.model_validate(await self._link.call("status", {}, STATUS_ANSWER_S)), at)
         except AgentError as error:
             return State(at=at, reachable=False, reason=error.message)
         except ValidationError as error:
             logger.error("the agent's status is not what it should be", problem=str(error))
             return State(at=at, reachable=False, reason="The agent's status cannot be read: it has another version.")
-        return State.of(status, at)
 
     async def _events(self) -> None:
         lost = 0
