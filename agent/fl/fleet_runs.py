@@ -60,16 +60,19 @@ def packed(folder: Path | None) -> bytes:
 
 
 def submit(fleet: Fleet, control: "Control", name: str, app: bytes, overrides: Mapping[str, Value]) -> Request:
-    """Begin a run. Raises BadInput when there is one of this name."""
+    """Begin a run, or go on with one that failed or was stopped. Raises BadInput while one of this name is under way,
+    or when it is done."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise BadInput(f"{name!r} cannot be a run's name.", "Use lower case letters, digits, - and _: --name NAME.")
     folder = fleet.runs / name
-    if (folder / RECORD).exists():
+    before = _read(folder / RECORD) if (folder / RECORD).exists() else None
+    if before and before.over in ("", "completed"):
         raise BadInput(f"There is a run {name} already.", "Give another --name.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / APP).write_bytes(app)
     number = control.start(app, _config(fleet, name, overrides))
-    record = Request(name, hashlib.sha256(app).hexdigest(), dict(overrides), number)
+    resumed = before.resumed + 1 if before else 0
+    record = Request(name, hashlib.sha256(app).hexdigest(), dict(overrides), number, resumed=resumed)
     _write(fleet, record)
     return record
 

@@ -50,6 +50,9 @@ WARM_S: Final = 600.0
 LOST_S: Final = 300.0
 """Without a way to the fleet for so long, what waits here only takes memory."""
 
+MEASURE_S: Final = 5.0
+"""Between two looks at the memory; one takes some milliseconds."""
+
 REFUSED_S: Final = 60.0
 AWAY_S: Final = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Waits when the fleet cannot be reached."""
@@ -125,6 +128,7 @@ class Node:
         self._unclean_ns: int | None = None
         self._orphan: int | None = None  # a session that the fleet takes for alive
         self._working = False
+        self._measured_ns = 0
         self.state = NodeState.OFF
         self.reason = ""
         self.peak_mb: int | None = None
@@ -267,9 +271,11 @@ class Node:
             else:
                 self._look_after(supernode, tenant, orphan_s, deaf_s)
             over, looked = asyncio.ensure_future(supernode.wait()), asyncio.ensure_future(self._look.wait())
-            await asyncio.wait([over, looked], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-            for future in (over, looked):
-                future.cancel()
+            try:
+                await asyncio.wait([over, looked], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for future in (over, looked):
+                    future.cancel()
 
     def _look_after(self, supernode: SuperNode, tenant: int | None, orphan_s: float, deaf_s: float) -> None:
         """How it is, and what goes wrong without a process ending."""
@@ -285,7 +291,7 @@ class Node:
         if tenant and orphan_s > ORPHAN_S:
             logger.warning("a trainer that nobody waits for any more is ended", pid=tenant)
             self.room.end_trainer()
-        if tenant and self.room.used_bytes() > self.room.memory_max_bytes:
+        if tenant and self._takes_too_much():
             self._on_event("A trainer took more memory than federation.memory_max_gb, and was ended.", {"pid": tenant})
             self.room.end_trainer()
         if deaf_s > DEAF_S:
@@ -294,6 +300,14 @@ class Node:
             self._give_up(supernode, "the fleet did not know this session any more")
         elif diary.lost_s > LOST_S and not tenant:
             self._give_up(supernode, "the fleet could not be reached for some minutes")
+
+    def _takes_too_much(self) -> bool:
+        """Of the memory. Where the kernel sees to it this is never true."""
+        now_ns = self._clock.now_ns()
+        if now_ns - self._measured_ns < nanoseconds(MEASURE_S):
+            return False
+        self._measured_ns = now_ns
+        return self.room.used_bytes() > self.room.memory_max_bytes
 
     def _give_up(self, supernode: SuperNode, why: str) -> None:
         """End a session to begin a new one."""

@@ -143,7 +143,7 @@ class Room:
         self.node = self.trainer = None
 
     def used_bytes(self) -> int:
-        """Memory of all that lives here, shared pages counted with each process."""
+        """Memory of all that lives here; a page that several share is counted once."""
         if self.node and (current := _read(self.node / "memory.current")):
             return int(current)
         return sum(_resident(pid) for pid in self.pids())
@@ -225,6 +225,10 @@ def _session(pid: int) -> int:
 
 
 def _resident(pid: int) -> int:
+    """A process's proportional share of memory; all that it sees where the kernel does not tell that."""
+    for line in _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
     words = _read(Path(f"/proc/{pid}/statm")).split()
     return int(words[1]) * PAGE if len(words) > 1 else 0
 
