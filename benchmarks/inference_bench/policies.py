@@ -13,6 +13,7 @@ from agent.inference.loading import Loaded
 from tests.inference import checkpoints
 
 CAMERAS: Final = ("front", "wrist")
+FEATURES: Final = tuple(f"observation.images.{name}" for name in CAMERAS)
 CHUNK: Final = 50
 FPS: Final = 30
 SEED: Final = 0
@@ -43,18 +44,39 @@ def full(folder: Path) -> Loaded:
     return _policy(folder, FULL_VLM, FULL_SIZE, (512, 512), {})
 
 
+def full_weights(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of its weights, without making any."""
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    with torch.device("meta"):
+        policy = SmolVLAPolicy(_settings(folder, FULL_VLM, FULL_SIZE, (512, 512), {}))
+    return {name: tuple(value.shape) for name, value in policy.state_dict().items()}
+
+
 def _policy(
     folder: Path, vlm: dict[str, Any], picture: tuple[int, int], resize: tuple[int, int], config: dict[str, Any]
 ) -> Loaded:
-    from lerobot.configs import FeatureType, PolicyFeature
     from lerobot.policies.factory import make_pre_post_processors
-    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
-    features = [f"observation.images.{name}" for name in CAMERAS]
-    inputs = {name: PolicyFeature(FeatureType.VISUAL, (3, *picture)) for name in features}
+    settings = _settings(folder, vlm, picture, resize, config)
+    torch.manual_seed(SEED)
+    policy = SmolVLAPolicy(settings).eval().requires_grad_(False)
+    before, after = make_pre_post_processors(settings, dataset_stats=checkpoints.statistics(CAMERAS))
+    views = {f"OBS_IMAGE_{number}": name for number, name in enumerate(FEATURES, 1)}
+    manifest = Manifest(FORMAT, "random", "smolvla", FPS, CHUNK, views, {}, tasks=checkpoints.PROMPTS[:2])
+    return Loaded(Bundle(folder, manifest, ""), policy, before, after, "cpu", dict.fromkeys(FEATURES))
+
+
+def _settings(
+    folder: Path, vlm: dict[str, Any], picture: tuple[int, int], resize: tuple[int, int], config: dict[str, Any]
+) -> Any:
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+    inputs = {name: PolicyFeature(FeatureType.VISUAL, (3, *picture)) for name in FEATURES}
     inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (6,))
-    settings = SmolVLAConfig(
+    return SmolVLAConfig(
         device="cpu",
         push_to_hub=False,
         vlm_model_name=str(_vlm(folder / VLM, vlm)),
@@ -65,12 +87,6 @@ def _policy(
         output_features={"action": PolicyFeature(FeatureType.ACTION, (6,))},
         **config,
     )
-    torch.manual_seed(SEED)
-    policy = SmolVLAPolicy(settings).eval().requires_grad_(False)
-    before, after = make_pre_post_processors(settings, dataset_stats=checkpoints.statistics(CAMERAS))
-    views = {f"OBS_IMAGE_{number}": name for number, name in enumerate(features, 1)}
-    manifest = Manifest(FORMAT, "random", "smolvla", FPS, CHUNK, views, {}, tasks=checkpoints.PROMPTS[:2])
-    return Loaded(Bundle(folder, manifest, ""), policy, before, after, "cpu", dict.fromkeys(features))
 
 
 def _vlm(folder: Path, changes: dict[str, Any]) -> Path:
