@@ -262,10 +262,10 @@ class Node:
             orphan_s = alone.seconds(tenant is not None and not diary.busy, now_ns)
             deaf_s = unworked.seconds(tenant is None and diary.busy, now_ns)
             unasked_s = unasked.seconds(tenant is None and not diary.busy, now_ns)
-            if diary.busy and not self._leaving and self._settings.keep_warm:
-                await supernode.warm_up()
-            elif unasked_s > WARM_S:
+            if unasked_s > WARM_S:
                 await supernode.cool_down()
+            elif diary.sent and unasked_s and not self._leaving and self._settings.keep_warm:
+                await supernode.warm_up()  # between messages: not beside a trainer that does the same imports
             if self._leaving:
                 self._drive_out(self._leaving, supernode, tenant, now_ns)
             else:

@@ -1,8 +1,8 @@
 """A process that does a trainer's imports once, and forks trainers: `python -m agent.fl.warm SOCKET`.
 
 torch, lerobot and Flower take a small computer ten seconds and more to import, for every message of every round. This
-one is started with the first message of a run, and makes the trainers of all that follow. It is our own forty lines for
-the same reasons as agent/nursery.py, and with what a trainer needs: what is called `flwr-clientapp` hands over its
+one is started after the first message of a run, and makes the trainers of those that follow. It is our own forty lines
+for the same reasons as agent/nursery.py, and with what a trainer needs: what is called `flwr-clientapp` hands over its
 arguments, its environment and its output, and what is forked becomes it.
 
     -> {"argv": [...], "env": {...}}      with standard output and error; may wait until the imports are done
@@ -36,8 +36,8 @@ MAX_REQUEST_BYTES: Final = 64 * 1024
 THERE_S: Final = 3.0
 """Python itself starts before it listens."""
 
-ANSWER_S: Final = 300.0
-"""For the imports, on a small computer that has something else to do. Without an answer the trainer imports itself."""
+ANSWER_S: Final = 15.0
+"""A SuperNode that hears nothing of a trainer for 30 s starts another; one that imports by itself is heard."""
 
 LOOK_S: Final = 0.2
 
@@ -74,7 +74,7 @@ def main() -> None:
         path.unlink(missing_ok=True)
         listener.bind(str(path))
         path.chmod(0o600)
-        listener.listen(4)  # before the imports: the first trainer waits for them instead of doing them, too
+        listener.listen(4)  # before the imports: a trainer may wait for the rest of them instead of doing them, too
         for module in MODULES:
             importlib.import_module(module)
         gc.collect()
