@@ -34,7 +34,7 @@ class Rows:
         delta = resolve_delta_timestamps(config, meta)
 
         def opened(episodes: tuple[int, ...]) -> Any:
-            return LeRobotDataset(
+            found: Any = LeRobotDataset(
                 name,
                 root=dataset,
                 episodes=list(episodes),
@@ -42,6 +42,9 @@ class Rows:
                 video_backend=VIDEO_BACKEND,
                 return_uint8=True,
             )
+            if meta.image_keys:
+                found.reader.hf_dataset = _ByColumn(found.reader.hf_dataset)
+            return found
 
         self._learnt = opened(plan.episodes)
         self._held_out = opened(plan.held_out) if plan.held_out else None
@@ -95,3 +98,33 @@ class Rows:
             if (padded := batch.get(f"{there}_is_pad")) is not None:
                 named[f"{feature}_is_pad"] = padded
         return named
+
+
+class _ByColumn:
+    """A table of which one column can be read without the others.
+
+    lerobot reads the actions of a chunk as table["action"][rows]. Where a dataset's pictures lie in the table itself
+    and not in videos, that decodes all pictures of these rows, too: 100 for one row to learn from.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._columns: dict[str, _Column] = {}
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return self._table[key]
+        if key not in self._columns:
+            self._columns[key] = _Column(self._table.select_columns([key]), key)
+        return self._columns[key]
+
+
+class _Column:
+    def __init__(self, table: Any, name: str) -> None:
+        self._table, self._name = table, name
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self._table[rows][self._name]

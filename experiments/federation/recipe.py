@@ -1,0 +1,57 @@
+"""Every number of the comparison."""
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from experiments.demo_policy.recipe import Network
+from experiments.demo_policy.recipe import quick as quick_demo
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one station has seen."""
+
+    part: str  # of the table; the station is named after it
+    disc: str
+    others: float = 0.15  # share of the episodes of this part that name another disc
+
+
+SHARES: Final = (Share("left", "red"), Share("middle", "blue"), Share("right", "red"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Amounts. A local step is one optimiser step of one station; what travels is the whole action expert."""
+
+    seed: int = 0
+    network: Network = field(default_factory=Network)
+    ground_steps: int = 1500
+    ground_batch: int = 64
+    ground_rate: float = 1.5e-3
+    rounds: int = 20
+    local_steps: int = 40
+    batch: int = 32
+    rate: float = 1e-3
+    decay: float = 0.9
+    longer: bool = True  # each station by itself once more, with as many steps as all three have together
+    starts: int = 100
+    curve_starts: int = 50
+    curve_every: int = 4
+    stack_starts: int = 30
+
+
+def quick() -> Recipe:
+    """Every stage within seconds; what comes out knows nothing."""
+    return replace(
+        Recipe(),
+        network=quick_demo().network,
+        ground_steps=4,
+        ground_batch=8,
+        rounds=2,
+        local_steps=2,
+        batch=4,
+        starts=2,
+        curve_starts=2,
+        curve_every=1,
+        stack_starts=1,
+    )
