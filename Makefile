@@ -78,6 +78,10 @@ bench-preemption: rendering ## wanting the arm 50 times while the station trains
 federation-faults: setup ## everything between a station and its fleet dies once: how long until it is back; 15 minutes
 	$(PYTHON) -m tests.fl.faults
 
+.PHONY: simulate-federation
+simulate-federation: setup ## ten simulated stations learn together for five rounds; a table and a curve; some minutes
+	$(PYTHON) -m benchmarks.federation_simulation
+
 .PHONY: evaluate
 evaluate: rendering ## the demo policy on 100 unseen tables through the whole stack, and controls; 30 minutes
 	$(PYTHON) -m benchmarks.evaluate
