@@ -62,7 +62,7 @@ P: /devices/pci0000:00/0000:00:14.0
 E: SUBSYSTEM=pci
 E: PCI_SLOT_NAME=0000:00:14.0
 """
-    return re.sub(r"\n\n(?=A:)", "\n", described), port
+    return re.sub(r"\n\n(?=A:)", "\n", described).lstrip(), port
 
 
 def seen(bench: Bench, vendor: str, product: str, serial: str | None) -> dict[str, str]:
