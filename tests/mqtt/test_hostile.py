@@ -90,7 +90,7 @@ async def _until_quiet(peer: Peer) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_eleven_thousand_hostile_messages_move_nothing_and_cost_nothing(
     broker: Broker, make_config: Callable[..., StationConfig], short_dir: Path
 ) -> None:
