@@ -44,6 +44,9 @@ DEAF_S: Final = 90.0
 ORPHAN_S: Final = 30.0
 """A trainer whose reply has left ends within 7 s."""
 
+IMPORTED_S: Final = 20.0
+"""A trainer is at its steps after that, on most computers."""
+
 WARM_S: Final = 600.0
 """Rounds of one run follow each other within minutes. Longer than that, half a gigabyte is not kept for the next."""
 
@@ -250,7 +253,7 @@ class Node:
         return self._why(supernode.code or 0, supernode.diary)
 
     async def _until_over(self, supernode: SuperNode) -> None:
-        alone, unworked, unasked = Since(), Since(), Since()
+        alone, unworked, unasked, at_work = Since(), Since(), Since(), Since()
         while supernode.code is None:
             self._look.clear()
             now_ns = self._clock.now_ns()
@@ -262,10 +265,13 @@ class Node:
             orphan_s = alone.seconds(tenant is not None and not diary.busy, now_ns)
             deaf_s = unworked.seconds(tenant is None and diary.busy, now_ns)
             unasked_s = unasked.seconds(tenant is None and not diary.busy, now_ns)
+            at_work_s = at_work.seconds(tenant is not None, now_ns)
             if unasked_s > WARM_S:
                 await supernode.cool_down()
-            elif diary.sent and unasked_s and not self._leaving and self._settings.keep_warm:
-                await supernode.warm_up()  # between messages: not beside a trainer that does the same imports
+            elif (
+                diary.sent and self._settings.keep_warm and not self._leaving and (unasked_s or at_work_s > IMPORTED_S)
+            ):
+                await supernode.warm_up()  # between messages, or beside a trainer that is past the same imports
             if self._leaving:
                 self._drive_out(self._leaving, supernode, tenant, now_ns)
             else:

@@ -33,9 +33,6 @@ MODULES: Final = (
 )
 MAX_REQUEST_BYTES: Final = 64 * 1024
 
-THERE_S: Final = 3.0
-"""Python itself starts before it listens."""
-
 ANSWER_S: Final = 15.0
 """A SuperNode that hears nothing of a trainer for 30 s starts another; one that imports by itself is heard."""
 
@@ -46,16 +43,9 @@ def hand_over(path: str, stop: Callable[[], bool]) -> bool:
     """Let a forked process be what this one was started for. False: there is none, or `stop` said so meanwhile."""
     began_s = time.monotonic()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
-        while True:
-            try:
-                peer.connect(path)
-                break
-            except OSError:
-                if time.monotonic() - began_s > THERE_S or stop():
-                    return False
-            time.sleep(LOOK_S)
         request = json.dumps({"argv": sys.argv, "env": dict(os.environ)}).encode()
         try:
+            peer.connect(path)
             socket.send_fds(peer, [request], [sys.stdout.fileno(), sys.stderr.fileno()])
             while not stop() and time.monotonic() - began_s < ANSWER_S:
                 if select.select([peer], [], [], LOOK_S)[0]:
