@@ -38,8 +38,9 @@ class FakeDaemon:
         async with local.serve(path, self.handle):
             yield
 
-    async def happen(self, text: str, kind: str = "mode") -> dict[str, Any]:
-        event = {"seq": next(self._seq), "at": "2026-11-26T00:00:00.000+00:00", "kind": kind, "text": text, "data": {}}
+    async def happen(self, text: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
+        at = "2026-11-26T00:00:00.000+00:00"
+        event = {"seq": next(self._seq), "at": at, "kind": "mode", "text": text, "data": data or {}}
         self.events.append(event)
         async with self.more:
             self.more.notify_all()

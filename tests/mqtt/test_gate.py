@@ -157,6 +157,7 @@ def test_a_stop_is_still_taken_once_without_a_clock(tmp_path: Path) -> None:
         payload(command() | {"issued_at": True}),
         payload(command() | {"expires_at": 1e300}),
         payload(command() | {"expires_at": "9999-12-31T23:59:59.999999-23:59"}),
+        payload(command() | {"issued_at": "0001-01-01T00:00:00+23:59"}),
         payload(command())[:-1],
         payload(command()) + b"{}",
         payload(command(args={"cause": "x" * PAYLOAD_MAX_BYTES})),

@@ -117,6 +117,16 @@ async def test_an_answer_that_is_too_long_is_not_sent(bench: Bench, broker: Brok
     assert "too long" in answer["message"]
 
 
+async def test_an_event_that_is_too_long_is_told_without_its_data(bench: Bench, broker: Broker) -> None:
+    """It would be sent again at every connection, and cut every one of them."""
+    async with connected(broker.port, f"{ROOT}/#") as peer:
+        await bench.daemon.happen("long", data={"results": ["x" * 100] * 1000})
+        await bench.daemon.happen("short", data={"results": []})
+        long = await peer.wait(f"{ROOT}/event", lambda event: event["text"] == "long")
+        short = await peer.wait(f"{ROOT}/event", lambda event: event["text"] == "short")
+    assert (long["data"], short["data"]) == ({}, {"results": []})
+
+
 async def test_an_emergency_stop_has_places_of_its_own(bench: Bench, broker: Broker) -> None:
     bench.daemon.gate.clear()  # a daemon that hangs
     async with connected(broker.port, f"{ROOT}/#") as peer:

@@ -15,6 +15,11 @@ from agent.modes import Mode
 PAYLOAD_MAX_BYTES: Final = 8192
 """The largest request holds a few hundred bytes; the broker is told not to send more than this."""
 
+MESSAGE_MAX_BYTES: Final = 48 * 1024
+"""Of what is published. A broker cuts the connection of who sends more than its max_packet_size (configs/mosquitto)."""
+
+REASON_MAX_CHARS: Final = 1000
+
 BYTES_PER_GB: Final = 10**9
 
 ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{7,63}$"
@@ -130,7 +135,7 @@ class State(_Message):
             at=at,
             reachable=True,
             mode=status.mode,
-            reason=status.reason,
+            reason=status.reason[:REASON_MAX_CHARS],
             version=status.version,
             config_hash=status.config_hash,
             torque_on=status.arm.torque_on if status.arm else None,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -12,7 +13,7 @@ from aiomqtt import Message
 from agent.api.mqtt import recording
 from agent.api.mqtt.commands import VERBS, Gate, Kind, Order, Reason, Refusal, identity
 from agent.api.mqtt.link import Link
-from agent.api.mqtt.messages import Ack, stamp
+from agent.api.mqtt.messages import MESSAGE_MAX_BYTES, Ack, stamp
 from agent.api.mqtt.places import Places
 from agent.api.mqtt.topics import Topics
 from agent.clock import Clock, nanoseconds
@@ -42,9 +43,6 @@ STOP_ANSWER_S: Final = 5.0
 
 PROGRESS_EVERY_S: Final = 1.0
 LOG_EVERY_S: Final = 1.0
-
-ANSWER_MAX_BYTES: Final = 48 * 1024
-"""Below what the broker accepts (max_packet_size in configs/mosquitto); else it would cut the connection."""
 
 QUIET: Final = ("status", "lease.renew")
 """They come all the time, and change nothing."""
@@ -139,12 +137,32 @@ class Orders:
                     address, Ack(id=order.id, verb=order.verb, status="progress", at=self._now(), result=event)
                 )
 
-        try:
+        async def work() -> dict[str, Any]:
             await self._gate.remember(order)
             if order.verb == "record":
-                result = await recording.switch(self._link, order.args)
-            else:
-                result = await self._link.call(order.verb, order.args, SILENCE_S, progress)
+                return await recording.switch(self._link, order.args)
+            return await self._link.call(order.verb, order.args, SILENCE_S, progress)
+
+        await self._attempt(order, address, work())
+
+    async def _stop(self, order: Order, address: tuple[str, bytes | None]) -> None:
+        """At once; remembered afterwards, so that a disk that is full or slow is no reason not to stop."""
+        if order.verb == "estop":
+            work = self._link.estop(str(order.args["cause"]))
+        else:
+            work = self._link.call(order.verb, order.args, STOP_ANSWER_S)
+        await self._attempt(order, address, work)
+        try:
+            await self._gate.remember(order)
+        except Refusal as refusal:
+            logger.warning("a stop was carried out and not remembered", id=order.id, problem=refusal.message)
+
+    async def _attempt(
+        self, order: Order, address: tuple[str, bytes | None], work: Coroutine[Any, Any, dict[str, Any]]
+    ) -> None:
+        """Do it, and answer whatever comes of it."""
+        try:
+            result = await work
         except Refusal as refusal:
             self._refuse(order.verb, address, refusal)
         except AgentError as error:
@@ -154,22 +172,6 @@ class Orders:
             self._fail(order, address, AgentError(f"The agent failed on this command: {error!r}.", "See its log."))
         else:
             self._done(order, address, result)
-
-    async def _stop(self, order: Order, address: tuple[str, bytes | None]) -> None:
-        """At once; remembered afterwards, so that a disk that is full or slow is no reason not to stop."""
-        try:
-            if order.verb == "estop":
-                result = await self._link.estop(str(order.args["cause"]))
-            else:
-                result = await self._link.call(order.verb, order.args, STOP_ANSWER_S)
-        except AgentError as error:
-            self._fail(order, address, error)
-        else:
-            self._done(order, address, result)
-        try:
-            await self._gate.remember(order)
-        except Refusal as refusal:
-            logger.warning("a stop was carried out and not remembered", id=order.id, problem=refusal.message)
 
     def _address(self, message: Message) -> tuple[str, bytes | None]:
         """Where the answer goes: the response topic if it is one of this station's, else `ack`."""
@@ -215,7 +217,7 @@ class Orders:
         if order.verb not in QUIET:
             logger.info("command carried out", verb=order.verb, id=order.id)
         ack = Ack(id=order.id, verb=order.verb, status="done", at=self._now(), result=result)
-        if len(ack.model_dump_json()) > ANSWER_MAX_BYTES:
+        if len(ack.model_dump_json()) > MESSAGE_MAX_BYTES:
             hint = "It was carried out; ask for it over HTTP or on the station's command line."
             ack = ack.model_copy(
                 update={"result": None, "message": "The answer is too long for a broker.", "hint": hint}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent import __version__
 from agent.api.mqtt.link import Link
-from agent.api.mqtt.messages import Event, Online, State, stamp
+from agent.api.mqtt.messages import MESSAGE_MAX_BYTES, REASON_MAX_CHARS, Event, Online, State, stamp
 from agent.api.mqtt.orders import Answer, Orders
 from agent.api.mqtt.topics import Topics
 from agent.api.schemas import Status
@@ -149,7 +149,7 @@ class Session:
         try:
             return State.of(Status.model_validate(await self._link.call("status", {}, STATUS_ANSWER_S)), at)
         except AgentError as error:
-            return State(at=at, reachable=False, reason=error.message)
+            return State(at=at, reachable=False, reason=error.message[:REASON_MAX_CHARS])
         except ValidationError as error:
             logger.error("the agent's status is not what it should be", problem=str(error))
             return State(at=at, reachable=False, reason="The agent's status cannot be read: it has another version.")
@@ -161,8 +161,10 @@ class Session:
                 lost += told.get("lost", 0)
                 if event := told.get("event"):
                     self._changed.set()
-                    properties = _properties(EVENT_LIFE_S)
-                    await self._publish(self._topics.event, Event(**event, lost=lost), properties=properties)
+                    message = Event(**event, lost=lost)
+                    if len(message.model_dump_json()) > MESSAGE_MAX_BYTES:  # the results of a session of thousands
+                        message = message.model_copy(update={"data": {}})
+                    await self._publish(self._topics.event, message, properties=_properties(EVENT_LIFE_S))
                     self._bookmark.event, lost = event["seq"], 0
                 elif "running" in told:
                     self._changed.set()
