@@ -135,7 +135,7 @@ class Node:
         self.state = NodeState.OFF
         self.reason = ""
         self.peak_mb: int | None = None
-        self.messages = 0
+        self._messages = 0  # of earlier sessions
         self.preempted = 0
         self.refused = ""
 
@@ -144,6 +144,11 @@ class Node:
     @property
     def wanted(self) -> bool:
         return self._wanted.is_set()
+
+    @property
+    def messages(self) -> int:
+        """How many the fleet has sent since the agent began."""
+        return self._messages + (self._supernode.diary.received if self._supernode else 0)
 
     def join(self) -> None:
         self._unwanted.clear()
@@ -247,6 +252,7 @@ class Node:
             polite = await supernode.end()
             if not polite or (supernode.code or 0) < 0:
                 self._unclean_ns, self._orphan = self._clock.now_ns(), supernode.diary.node_id
+            self._messages += supernode.diary.received
             self._supernode = None
             self.room.close()
             self._work_is(False, "")
@@ -380,7 +386,6 @@ class Node:
     def _work_is(self, working: bool, what: str) -> None:
         if working != self._working:
             self._working = working
-            self.messages += working
             self._on_work(working, what)
 
     def _enter(self, state: NodeState, reason: str) -> None:
