@@ -95,6 +95,14 @@ docs: setup ## this documentation as a site in site/, made strictly; needs no ne
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 	@echo "Open site/index.html."
 
+# DEMO is where train-demo-policy keeps what it records and learns; what is missing there is made first, in an hour.
+DEMO ?= demo-policy
+.PHONY: prove-federation
+prove-federation: rendering ## three stations learn together, each alone, and all in one place; 45 minutes and more
+	$(PYTHON) -m experiments.demo_policy record --folder $(DEMO)
+	$(PYTHON) -m experiments.demo_policy pretrain --folder $(DEMO)
+	$(PYTHON) -m experiments.federation all --folder $(DEMO)
+
 .PHONY: lock
 lock: ## regenerate requirements.lock from pyproject.toml, with hashes and without addresses
 	$(VENV)/bin/uv pip compile pyproject.toml --extra virtual --extra openvino --extra simulation --extra docs --extra dev --generate-hashes --no-header \

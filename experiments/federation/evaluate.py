@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agent.messages import Joints
 from agent.virtual.scene import Pose2
-from experiments.demo_policy.evaluate import LATE_TICKS, LONGEST_S, REPLAN_TICKS
+from experiments.demo_policy.evaluate import LATE_TICKS, LONGEST_S, REPLAN_TICKS, RESTS_TICKS
 from experiments.demo_policy.plan import FIRST_UNSEEN, Planner
 from experiments.demo_policy.recipe import CAMERAS, CHUNK, CONTROL_HZ, NEAR_M, task_text
 from experiments.demo_policy.simulator import Image, Simulator
@@ -34,6 +34,7 @@ class Start:
     bearing_deg: float  # of the named disc, from the arm's base
     miss_m: float
     touched: str | None  # the disc that the fingertip is at when time is up
+    chosen: str | None = None  # the first disc that it rested at for a third of a second; not known of the whole stack
 
     @property
     def success(self) -> bool:
@@ -61,10 +62,12 @@ class _Running:
     places: dict[str, Pose2]
     chunk: NDArray[np.float32]
     made: int = 0
+    rests: int = 0  # ticks at a disc
+    chosen: str | None = None
 
 
 class Evaluation:
-    """`predict` gives normalised chunks for a batch of prepared observations; `processors` are lerobot's."""
+    """`policy` is lerobot's, and so are `processors`, which go before and after it."""
 
     def __init__(self, tables: Tables, policy: Any, processors: tuple[Any, Any]) -> None:
         self._tables, self._policy = tables, policy
@@ -93,6 +96,10 @@ class Evaluation:
             for table, each in enumerate(running):
                 self._tables.turn_to(table)
                 self._tables.tick(each.chunk[min(tick - each.made, CHUNK - 1)])
+                at = next((disc for disc, place in each.places.items() if self._tables.near(place)), None)
+                each.rests = each.rests + 1 if at in self._tables.scene.discs else 0
+                if each.rests == RESTS_TICKS and each.chosen is None:
+                    each.chosen = at
         return [self._end(table, each) for table, each in enumerate(running)]
 
     def _begin(self, table: int, number: int) -> _Running:
@@ -110,9 +117,8 @@ class Evaluation:
         touched = min(tables.scene.discs, key=lambda disc: tables.miss_m(each.places[disc]))
         near = tables.miss_m(each.places[touched]) < NEAR_M
         place = each.places[each.named]
-        return Start(
-            each.number, each.named, bearing_deg(place.x, place.y, tables.scene), miss_m, touched if near else None
-        )
+        bearing = bearing_deg(place.x, place.y, tables.scene)
+        return Start(each.number, each.named, bearing, miss_m, touched if near else None, each.chosen)
 
     def _chunks(self, running: list[_Running], dice: torch.Generator) -> NDArray[np.float32]:
         """(tables, CHUNK, 6) from what every table shows now."""
@@ -124,7 +130,7 @@ class Evaluation:
                 views[camera].append(image)
         observation: dict[str, Any] = {
             "observation.state": torch.from_numpy(np.stack(states)),
-            "task": [task_text(each.named.removesuffix(" disc") + " disc") for each in running],
+            "task": [task_text(each.named) for each in running],
         }
         for camera, images in views.items():
             pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

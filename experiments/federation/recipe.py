@@ -50,6 +50,7 @@ def quick() -> Recipe:
         rounds=2,
         local_steps=2,
         batch=4,
+        longer=False,
         starts=2,
         curve_starts=2,
         curve_every=1,

@@ -42,14 +42,14 @@ def best_local(results: Mapping[str, Results]) -> str:
 def table(results: Mapping[str, Results], steps: Mapping[str, int]) -> str:
     """Markdown: one line a policy."""
     lines = [
-        "| policy | steps | within 2 cm after 6 s | 95% interval | at the other disc | median miss |",
-        "|---|---|---|---|---|---|",
+        "| policy | steps | there after 6 s | 95% interval | rested there first | at the other disc | median miss |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, each in results.items():
         low, high = each.interval
         lines.append(
             f"| {label(name)} | {steps.get(name, 0):,} | {each.hits} of {each.count} | {low:.0%} to {high:.0%} "
-            f"| {each.others} | {each.median_cm:.1f} cm |"
+            f"| {each.chosen} | {each.others} | {each.median_cm:.1f} cm |"
         )
     return "\n".join(lines) + "\n"
 

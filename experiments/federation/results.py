@@ -43,6 +43,11 @@ class Results:
         return sum(each.touched not in (None, each.named) for each in self.starts)
 
     @property
+    def chosen(self) -> int:
+        """Starts in which the first disc that the fingertip rested at was the named one."""
+        return sum(each.chosen == each.named for each in self.starts)
+
+    @property
     def median_cm(self) -> float:
         return float(np.median([each.miss_m for each in self.starts])) * 100
 
