@@ -49,12 +49,13 @@ class Federation:
         self._settings = config.federation
         self.membership = Membership(config, clock)
         self.node = Node(config, self.membership, clock, self._work, desk.tell)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._used_ns = clock.now_ns()
         self._waived = False  # a person does not want to wait until the station has been idle for long
         self._against: list[str] = ["the agent has just started"]
         self._problem = ""
         self._brief: Brief | None = None
-        self.promotion = Promotion(config, clock, desk.tell)
+        self.promotion = Promotion(config, clock, self._tell_soon)
         self._comparison = Comparison(self.membership.folder)
         self._judgements: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
         self._one_at_a_time = asyncio.Lock()  # changes of the policy in use
@@ -63,6 +64,7 @@ class Federation:
 
     async def run(self) -> None:
         """Until cancelled; then no process of it is left."""
+        self._loop = asyncio.get_running_loop()
         tasks = [
             asyncio.create_task(self.node.run(), name="supernode"),
             asyncio.create_task(self._promote(), name="promotion"),
@@ -236,6 +238,11 @@ class Federation:
         except (AgentError, OSError) as error:
             logger.warning("a candidate could not be tried", run=adapter.manifest.run, reason=str(error))
             self.promotion.failed(adapter, str(error))
+
+    def _tell_soon(self, text: str, data: dict[str, Any]) -> None:
+        """To the desk, from whatever thread: it belongs to the daemon's own loop."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._desk.tell, text, data)
 
     def _job(self, adapter: "Adapter") -> Job:
         current = self.promotion.current()
