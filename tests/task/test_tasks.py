@@ -29,6 +29,18 @@ def reaches(station: LiveStation, deg: float) -> None:
     wait_for(f"shoulder_pan reaches {deg}", lambda: abs(pan(station) - deg) < ARRIVED_DEG)
 
 
+def acts(station: LiveStation) -> None:
+    """The policy has the arm: its first chunk has come. For that one a task waits ten seconds, and the arm may have
+    been where it should go from the start."""
+
+    def chunks() -> bool:
+        policy = (station.status() or {}).get("policy") or {}
+        execution = policy.get("execution") or {}
+        return execution.get("generation") == policy.get("generation") and execution.get("chunks", 0) > 0
+
+    wait_for("the first chunk comes", chunks)
+
+
 def stays(station: LiveStation) -> None:
     """The arm is still: it holds what was sent last."""
     before = pan(station)
@@ -145,6 +157,7 @@ def test_a_policy_process_that_hangs_is_started_again_and_the_arm_holds(station:
 def test_the_arm_holds_when_the_policy_process_is_killed_or_stopped(station: LiveStation, number: int) -> None:
     start(station, "go 18")
     reaches(station, 18)
+    acts(station)
     pid = station.child_pid("policy")
     os.kill(pid, number)
     try:
