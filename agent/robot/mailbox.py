@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import Future
 
 from agent.clock import Clock
-from agent.messages import ArmCommand, ArmEstop, ArmReply
+from agent.messages import ArmCommand, ArmEstop, ArmQuery, ArmReply
 
 type Request = tuple[ArmCommand, Future[ArmReply]]
 
@@ -18,12 +18,13 @@ class Mailbox:
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._stops: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self.wake = threading.Event()
-        self.heard_ns = clock.now_ns()  # when the last command came: someone is there
+        self.heard_ns = clock.now_ns()  # when the last command came that only someone gives who minds the arm
 
     def post(self, command: ArmCommand) -> Future[ArmReply]:
         """Hand over a command; the future gives the reply."""
         reply: Future[ArmReply] = Future()
-        self.heard_ns = self._clock.now_ns()
+        if not isinstance(command, ArmQuery):  # who only looks does not stand in for an agent that is gone
+            self.heard_ns = self._clock.now_ns()
         if isinstance(command, ArmEstop):
             self._stops.put((command, reply))
             self.wake.set()

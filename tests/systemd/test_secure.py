@@ -18,13 +18,15 @@ from agent.cli import execute
 from agent.cli.locate import answers
 from agent.config import StationConfig
 from agent.errors import BadInput
-from agent.messages import JOINTS, ArmQuery, ArmReply, ArmReport
+from agent.messages import JOINTS, ArmHeartbeat, ArmQuery, ArmReply, ArmReport
+from agent.robot.mailbox import Mailbox
 from agent.robot.rescue import ease
 from agent.transport import CommandClient
 from agent.virtual.arm import VirtualArm, default_calibration
 from agent.virtual.calibration import save
 from agent.virtual.realtime import run_like_hardware
 from agent.virtual.servo import Register
+from tests.daemon.clocks import HandClock
 from tests.station.live import ROOT
 from tests.systemd.machine import wait_for
 
@@ -165,6 +167,17 @@ def test_an_arm_process_that_hangs_is_ended_and_its_arm_eased(
     assert guard.wait(5) == -signal.SIGKILL
     assert answer["arm"] == "held"
     assert answer["eased"] == ["shoulder_lift"]
+
+
+def test_looking_at_an_arm_does_not_stand_in_for_its_agent() -> None:
+    clock = HandClock()
+    mailbox = Mailbox(clock)
+    began_ns = mailbox.heard_ns
+    clock.pass_s(5)
+    mailbox.post(ArmQuery())
+    assert mailbox.heard_ns == began_ns
+    mailbox.post(ArmHeartbeat())
+    assert mailbox.heard_ns == clock.now_ns()
 
 
 def test_an_arm_process_that_lives_is_left_alone_unless_it_is_told_to_park(
