@@ -50,8 +50,6 @@ class Camera:
 
     def ask(self) -> None:
         """For one frame that is taken from now on."""
-        for _ in self.subscriber.drain():
-            pass  # sent before the last unsubscribe was heard
         self.subscriber.socket.setsockopt(zmq.SUBSCRIBE, FRAMES)
         self.asking = True
 
@@ -88,8 +86,10 @@ class Encoder:
             for name, camera in self._cameras.items():
                 if camera.subscriber.socket in ready:
                     self._take(name, camera)
-                elif not camera.asking and self._clock.now_ns() >= camera.due_ns:
+                now_ns = self._clock.now_ns()
+                if not camera.asking and now_ns >= camera.due_ns:
                     camera.ask()
+                    camera.due_ns = now_ns + self._period_ns
 
     def _wait_ms(self) -> int:
         waiting = [camera.due_ns for camera in self._cameras.values() if not camera.asking]
@@ -107,12 +107,11 @@ class Encoder:
             self._poller.register(camera.subscriber.socket, zmq.POLLIN)
 
     def _take(self, name: str, camera: Camera) -> None:
-        parts = next(iter(camera.subscriber.drain()), None)
-        if parts is None or not camera.asking:
+        frames = list(camera.subscriber.drain())
+        if not frames or not camera.asking:  # sent before the last unsubscribe was heard
             return
         camera.unask()
-        now_ns = self._clock.now_ns()
-        camera.due_ns = max(camera.due_ns + self._period_ns, now_ns)
+        parts = frames[-1]
         header = msgspec.msgpack.decode(parts[0].buffer, type=FrameHeader)
         frame = np.frombuffer(parts[1].buffer, np.uint8).reshape(header.height, header.width, 3)
         picture = small_jpeg(frame, self._width)
@@ -137,7 +136,8 @@ def _write(out: int, data: bytes) -> None:
 def main() -> None:
     os.nice(LOWEST)
     cv2.setNumThreads(1)
-    Encoder(json.loads(sys.stdin.buffer.readline()), sys.stdout.fileno(), SystemClock()).run(sys.stdin.fileno())
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:  # a buffer would swallow later lines
+        Encoder(json.loads(orders.readline()), sys.stdout.fileno(), SystemClock()).run(orders.fileno())
 
 
 if __name__ == "__main__":

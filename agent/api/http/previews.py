@@ -58,6 +58,7 @@ class Previews:
         self._wanted_ns: dict[str, int] = {}
         self._wanted = asyncio.Event()
         self._came = asyncio.Condition()
+        self.process: Process | None = None
 
     async def after(self, camera: str, capture_ns: int) -> Picture | None:
         """A picture taken after `capture_ns`, as soon as there is one; None when none came in time."""
@@ -92,7 +93,7 @@ class Previews:
 
     async def _look(self) -> None:
         """Run one encoder until nobody looks, or it ends."""
-        process = await asyncio.create_subprocess_exec(
+        process = self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "agent.api.http.encoder",
@@ -110,6 +111,7 @@ class Previews:
             if process.returncode is None:
                 process.terminate()
             await process.wait()
+            self.process = None
             self._newest.clear()
 
     async def _steer(self, process: Process, reading: asyncio.Task[None]) -> None:
