@@ -18,6 +18,7 @@ from typing import Any, Final
 from agent.api.local import Progress
 from agent.api.mqtt.commands import Gate
 from agent.api.mqtt.messages import Telemetry, stamp
+from agent.api.mqtt.process import handle_stray
 from agent.api.mqtt.seen import Seen
 from agent.api.mqtt.surface import Surface
 from agent.api.mqtt.timekeeping import Timekeeping
@@ -107,6 +108,7 @@ class Fleet:
 
     async def serve(self) -> None:
         """Until stdin ends."""
+        asyncio.get_running_loop().set_exception_handler(handle_stray)
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := (await reader.readline()).split():

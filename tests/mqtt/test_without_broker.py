@@ -1,12 +1,14 @@
 """A broker that is away, comes back, or is no broker at all."""
 
 import asyncio
+import errno
 import json
 import logging
 from collections.abc import Callable
 
 import pytest
 
+from agent.api.mqtt.process import handle_stray
 from agent.config import StationConfig
 from tests.mqtt.broker import Broker, connected, free_port
 from tests.mqtt.conftest import Bench, surfaced
@@ -132,3 +134,11 @@ async def test_weeks_without_a_broker_are_one_line_in_the_log(
         await asyncio.sleep(2.0)
         assert not bench.task.done()
     assert capsys.readouterr().out.count("not connected to the broker") == 1
+
+
+async def test_only_a_socket_that_was_closed_too_early_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    handle_stray(loop, {"message": "add_writer", "exception": OSError(errno.EBADF, "Bad file descriptor")})
+    assert not caplog.records
+    handle_stray(loop, {"message": "a bug", "exception": RuntimeError("a bug")})
+    assert "a bug" in caplog.text

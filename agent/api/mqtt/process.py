@@ -4,7 +4,9 @@ A crash here, or a flood of messages, ends or slows this process and nothing els
 """
 
 import asyncio
+import errno
 import signal
+from typing import Any
 
 from agent.api.mqtt.commands import Gate
 from agent.api.mqtt.home_assistant import announcement
@@ -15,6 +17,7 @@ from agent.api.mqtt.timekeeping import Timekeeping
 from agent.clock import SystemClock
 from agent.config import StationConfig
 from agent.errors import BadInput
+from agent.telemetry import logger
 
 NAME = "mqtt"
 """Of this child in the supervisor."""
@@ -27,11 +30,24 @@ def main(config: StationConfig) -> None:
 
 async def _until_told(config: StationConfig) -> None:
     work = asyncio.create_task(_work(config), name="mqtt")
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, work.cancel)
+    loop.set_exception_handler(handle_stray)
     try:
         await work
     except asyncio.CancelledError:
         return
+
+
+def handle_stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """For exceptions that reach nobody. One of them means nothing: when a connection breaks, aiomqtt may ask to watch a
+    socket that paho closes in the same turn of the loop.
+    """
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        logger.debug("a socket was closed before it could be watched")
+        return
+    loop.default_exception_handler(context)
 
 
 async def _work(config: StationConfig) -> None:
