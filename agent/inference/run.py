@@ -24,9 +24,9 @@ from agent.messages import Chunk, Joints, Tick
 from agent.telemetry import logger
 
 GUIDED_HORIZON: Final = 0.1
-"""How far into the chunk the old one reaches: this share of it beyond the delay, fading. RTC's authors go up to the whole
-rest. Seen with the demo policy, a disc that jumps and predictions of 0.45 s: touches a minute and jerk (deg/s3) of 31 and
-82,000 for 0; 29 and 67,000 for 0.1; 20 and 52,000 for 0.2; 13 and 34,000 for 0.5. What is new is seen that much later."""
+"""How far into the chunk the old one reaches: this share of it beyond the delay, fading. RTC's authors go further.
+What is new is seen that much later. With the demo policy, a disc that jumps and predictions of 0.45 s, touches a minute
+and jerk in deg/s3: 0: 31 and 82,000; 0.1: 29 and 67,000; 0.2: 20 and 52,000; 0.5: 13 and 34,000."""
 
 
 @dataclass(frozen=True)
