@@ -245,7 +245,7 @@ class Federation(_Model):
     max_servo_c: Annotated[float, Field(ge=20, le=80)] = 50.0
     memory_max_gb: Annotated[float, Field(gt=0)] | None = None  # of everything federated; None: half of the machine's
     threads: Annotated[int, Field(ge=1, le=256)] | None = None  # None: all cores but the one the arm needs
-    keep_warm: bool = True  # half a gigabyte during a run, so that only its first message costs a trainer's imports
+    keep_warm: bool = False  # half a gigabyte during a run, for trainers that begin without imports
     reply_within_s: Annotated[float, Field(ge=0, le=300)] = 30.0  # for partial work, when the arm is needed
     apps: tuple[
         Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...

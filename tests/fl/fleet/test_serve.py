@@ -22,7 +22,7 @@ async def test_a_superlink_that_is_killed_is_back_with_its_stations_and_its_run(
     server: Server, member: Callable[..., Member]
 ) -> None:
     """The run goes on after its last round, and is asked for only once more."""
-    kitchen = member("kitchen", server, apps=(), keep_warm=True)
+    kitchen = member("kitchen", server, apps=())
     kitchen.start()
     await kitchen.until(NodeState.ONLINE)
     await server.begin("long", min_available_nodes=1, num_server_rounds=2, fraction_evaluate=0.0)

@@ -23,7 +23,7 @@ def promoted(member: Member) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_three_stations_make_one_adapter_in_three_rounds(server: Server, member: Callable[..., Member]) -> None:
-    members = [member(name, server, apps=(), keep_warm=True) for name in NAMES]
+    members = [member(name, server, apps=()) for name in NAMES]
     paths = members[0].config.paths
     Library(paths.policies, paths.policy_in_use).use("tiny")
     for each in members:
