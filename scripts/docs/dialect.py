@@ -27,27 +27,36 @@ def for_python_markdown(text: str) -> str:
     lines = text.splitlines()
     tokens = _GITHUB.parse(text)
     items: list[_Item] = []
-    starts: set[int] = set()  # lines that begin a list behind something else
+    within: list[int] = []  # first lines of the items that are open
+    breaks: set[int] = set()  # lines that want a blank one before them
     depth = 0
     for token in tokens:
         match token.type:
             case "bullet_list_open" | "ordered_list_open":
                 if token.map and depth == 0:
-                    starts.add(token.map[0])
+                    breaks.add(token.map[0])
                 depth += 1
             case "bullet_list_close" | "ordered_list_close":
                 depth -= 1
             case "list_item_open" if token.map:
                 first, end = token.map
+                within.append(first)
                 marker = re.match(r"[ >]*(?:[-*+]|\d+[.)])[ ]*", lines[first])
                 if marker:
                     items.append(_Item(first, end, marker.end(), depth - 1))
+            case "list_item_close":
+                within.pop()
+            case "paragraph_open" if within and not token.hidden:  # of a list whose items stand apart
+                breaks.add(within[-1])
+            case "fence" if token.map:
+                breaks.update(token.map)
             case "table_open" if token.map:
+                breaks.update(token.map)
                 for number in range(*token.map):
                     lines[number] = _CODE.sub(lambda found: found[0].replace("\\|", "|"), lines[number])
     made: list[str] = []
     for number, line in enumerate(lines):
-        if number in starts and made and made[-1].strip():
+        if number in breaks and made and made[-1].strip():
             made.append("")
         made.append(_indented(number, line, items))
     return "\n".join(made) + "\n"

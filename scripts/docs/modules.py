@@ -18,6 +18,9 @@ line](../command-line.md), [HTTP](../http.md) or [MQTT](../mqtt.md): those are k
 
 """
 
+NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+"""Who looks for a word wants a guide; the names of modules are found on the list of them."""
+
 
 @dataclass(frozen=True)
 class Module:
@@ -30,7 +33,7 @@ class Module:
     @property
     def uri(self) -> str:
         """Where its page is, below the folder of the reference."""
-        return f"{self.name}.md"
+        return self.name.replace(".", "/") + ("/index.md" if self.package else ".md")
 
     @property
     def parent(self) -> str:
@@ -63,12 +66,11 @@ def pages(root: Path) -> Iterator[tuple[str, str]]:
     for package in found:
         if package.package:
             text += f"## [{code(package.name)}]({package.uri})\n\n{package.about}\n\n"
-            text += table(
-                ["module", ""], [(f"[{code(each.name)}]({each.uri})", each.sentence) for each in _in(package, found)]
-            )
+            text += _list(package, found, "")
     yield "index.md", text
     for module in found:
-        yield module.uri, f"# {code(module.name)}\n\n::: {module.name}\n\n{_members(module, found)}"
+        members = _list(module, found, module.uri.removesuffix("index.md")) if module.package else ""
+        yield module.uri, f"{NOT_SEARCHED}# {code(module.name)}\n\n::: {module.name}\n\n{members}"
 
 
 def navigation(root: Path, folder: str) -> list[Any]:
@@ -82,10 +84,10 @@ def navigation(root: Path, folder: str) -> list[Any]:
     return sections
 
 
-def _members(package: Module, found: list[Module]) -> str:
-    if not package.package:
-        return ""
-    return table(["module", ""], [(f"[{code(each.name)}]({each.uri})", each.sentence) for each in _in(package, found)])
+def _list(package: Module, found: list[Module], folder: str) -> str:
+    """The modules of a package, for a page in `folder`."""
+    rows = [(f"[{code(each.name)}]({each.uri.removeprefix(folder)})", each.sentence) for each in _in(package, found)]
+    return table(["module", ""], rows)
 
 
 def _in(package: Module, found: list[Module]) -> list[Module]:

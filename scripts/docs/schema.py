@@ -1,6 +1,7 @@
 """JSON schemas in words: what a field takes, and what it is without being given."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Words:
         """The keys of an object, in the order in which the model has them."""
         required = schema.get("required", ())
         for name, about in schema.get("properties", {}).items():
-            yield Field(name, self.takes(about), _default(about, name in required), about.get("description", ""))
+            yield Field(name, self.takes(about), _default(about, name in required), prose(about.get("description", "")))
 
     def takes(self, schema: Schema) -> str:
         """Which values are allowed, as a person would say it."""
@@ -79,6 +80,11 @@ def members(schema: Schema) -> Schema | None:
     """The shape of each value in an object whose keys are free."""
     inner = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), None)
     return inner if isinstance(inner, dict) else None
+
+
+def prose(text: str) -> str:
+    """A description as it is meant: brackets in it are no links."""
+    return re.sub(r"`[^`]*`|\[", lambda found: "\\[" if found[0] == "[" else found[0], text)
 
 
 def _text(schema: Schema) -> str:

@@ -1,0 +1,120 @@
+"""The pages in docs/, as people and both of their renderers read them."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import markdown
+import pytest
+import typer
+from markdown_it import MarkdownIt
+
+from agent.cli import app
+from scripts.docs import command_line
+from scripts.docs.dialect import for_python_markdown
+from scripts.docs.hook import COMING
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+TAGS = ("h1", "h2", "h3", "h4", "p", "li", "ul", "ol", "pre", "code", "table", "tr", "td", "em", "strong", "a", "img")
+EXTENSIONS = ["tables", "attr_list", "pymdownx.superfences", "pymdownx.highlight"]
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+ROOT_COMMAND = typer.main.get_command(app)
+
+
+def _id(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_id)
+def test_a_page_is_built_as_github_shows_it(path: Path) -> None:
+    """Two dialects of Markdown: lists, code and tables must come out the same."""
+    text = path.read_text("utf-8")
+    here = markdown.markdown(
+        for_python_markdown(text),
+        extensions=EXTENSIONS,
+        extension_configs={"pymdownx.highlight": {"use_pygments": False}},
+    )
+    there = MarkdownIt("commonmark").enable("table").render(text)
+    count = {tag: (len(re.findall(f"<{tag}[ />]", here)), len(re.findall(f"<{tag}[ />]", there))) for tag in TAGS}
+    assert {tag: both for tag, both in count.items() if both[0] != both[1]} == {}
+    assert "\\|" not in re.sub(r"<pre>.*?</pre>", "", here, flags=re.DOTALL)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines of fenced blocks, those that go on with a backslash as one."""
+    for language, block in FENCED.findall(text):
+        if language in ("", "sh", "bash", "console"):
+            yield from (line.strip() for line in block.replace("\\\n", " ").splitlines())
+
+
+def _understood(line: str) -> str | None:
+    """What is wrong with a line that calls so-agent; None when it is understood."""
+    try:
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+    except ValueError as error:
+        return str(error)
+    place = next(number for number, word in enumerate(words) if Path(word).name == "so-agent")
+    arguments = words[place + 1 :]
+    arguments = arguments[: next((n for n, word in enumerate(arguments) if word in ("|", ">", "&", "&&", ";")), None)]
+    command, context = ROOT_COMMAND, click.Context(ROOT_COMMAND, info_name="so-agent")
+    try:
+        while isinstance(command, click.Group):
+            context = command.make_context(command.name, list(arguments), parent=context.parent)
+            _, found, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+            assert found is not None
+            command = found
+        command.make_context(command.name, list(arguments), parent=context)
+    except click.exceptions.Exit:
+        return None
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_id)
+def test_commands_on_a_page_are_commands(path: Path) -> None:
+    """Every line in a block that calls so-agent is one that so-agent understands."""
+    for line in _lines(path.read_text("utf-8")):
+        words = line.removeprefix("$ ").removeprefix("sudo ").split()
+        if words and Path(words[0]).name == "so-agent":
+            wrong = _understood(line)
+            assert wrong is None or "does not exist" in wrong, f"{line}: {wrong}"
+
+
+def test_every_command_has_a_sentence_and_an_example_that_is_understood() -> None:
+    for words, command in command_line.commands():
+        assert command.help, words
+        examples = command_line.examples(command)
+        assert examples, f"so-agent {' '.join(words)} has no example"
+        for example in examples:
+            assert _understood(example) is None, example
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_id)
+def test_make_targets_and_files_on_a_page_exist(path: Path) -> None:
+    text = path.read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = "\n".join([block for _, block in FENCED.findall(text)] + re.findall(r"`(make [^`]+)`", text))
+    assert set(re.findall(r"(?:^|\s)make ([a-z][a-z-]+)", code)) <= targets
+    for name in re.findall(r"`((?:agent|benchmarks|configs|docs|experiments|scripts|systemd|tests)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_pages_that_messages_point_to_exist() -> None:
+    for path in [*(ROOT / "agent").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml")]:
+        for name in set(re.findall(r"docs/[\w/-]+\.md", path.read_text("utf-8"))):
+            assert name.removeprefix("docs/") in COMING or (ROOT / name).is_file(), f"{_id(path)} points to {name}"
+
+
+def test_drawings_work_in_light_and_dark_and_fetch_nothing() -> None:
+    drawings = list((ROOT / "docs" / "images").glob("*.svg"))
+    assert len(drawings) >= 3
+    for path in drawings:
+        text = path.read_text("utf-8")
+        assert "prefers-color-scheme: dark" in text
+        assert "<title" in text
+        assert "<desc" in text
+        assert re.findall(r"(?:href|src|url)\W+https?:", text) == []
