@@ -29,7 +29,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Replay:
-    """All that is needed to look at an episode again. `state` and `action` are `[row][joint]`, `times_s` begins at 0."""
+    """All that is needed to look at an episode again. `state` and `action` are `[row][joint]`; times begin at 0."""
 
     fps: float
     frames: int
