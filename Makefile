@@ -37,7 +37,7 @@ lint: setup ## format check, ruff, mypy --strict, import layers
 	$(VENV)/bin/lint-imports
 
 # Tests that compute, and keep no deadlines: two at a time. The others have a machine to themselves, as an arm should.
-COMPUTING := tests/inference tests/experiments tests/config tests/cli/test_train.py tests/cli/test_policy.py \
+COMPUTING := tests/inference tests/experiments tests/config tests/fl/app tests/cli/test_train.py tests/cli/test_policy.py \
 	tests/cli/test_serve.py
 
 .PHONY: test
