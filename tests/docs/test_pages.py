@@ -93,6 +93,14 @@ def test_every_command_has_a_sentence_and_an_example_that_is_understood() -> Non
             assert _understood(example) is None, example
 
 
+def test_the_guide_to_the_command_line_tells_of_every_command() -> None:
+    guide = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    told = [line for line in guide.splitlines() if line.startswith("| `")]
+    for words, _ in command_line.commands():
+        start = re.compile(rf"[`\s]{words[0]} ") if len(words) > 1 else re.compile(rf"`{words[0]}[` ]")
+        assert any(start.search(line) and re.search(rf"[` ]{words[-1]}[` ]", line) for line in told), words
+
+
 @pytest.mark.parametrize("path", PAGES, ids=_id)
 def test_make_targets_and_files_on_a_page_exist(path: Path) -> None:
     text = path.read_text("utf-8")
