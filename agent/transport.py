@@ -118,10 +118,11 @@ class Subscriber:
 
 
 class AsyncSubscriber:
-    """`Subscriber` for asyncio."""
+    """`Subscriber` for asyncio. With `newest` only the last message is kept, which must have one part."""
 
-    def __init__(self, *paths: Path, topic: bytes = b"") -> None:
+    def __init__(self, *paths: Path, topic: bytes = b"", newest: bool = False) -> None:
         self._socket = zmq.asyncio.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.CONFLATE, newest)
         self._socket.setsockopt(zmq.RCVHWM, PUBLISH_QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SUBSCRIBE, topic)

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import zipfile
 from collections.abc import Mapping
-from importlib.metadata import distributions
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,15 +61,20 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """The host and the versions of everything installed."""
+    """The host, and the versions of what the agent is made of."""
     return {
         "system": platform.platform(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "python": platform.python_version(),
-        "packages": {each.name: each.version for each in sorted(distributions(), key=lambda each: each.name.lower())},
+        "packages": {name: version(name) for name in _packages()},
     }
+
+
+def _packages() -> list[str]:
+    wanted = (line for line in requires("so-agent") or () if "extra ==" not in line)
+    return ["so-agent", *(re.split(r"[\s\[<>=!~;]", line, maxsplit=1)[0] for line in wanted)]
 
 
 def log() -> str:

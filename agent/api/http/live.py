@@ -15,7 +15,7 @@ import msgspec
 
 from agent.api.http.problems import TooMany
 from agent.api.local import AsyncClient
-from agent.clock import NS_PER_MS, Clock, nanoseconds
+from agent.clock import NS_PER_MS, Clock
 from agent.config import Paths
 from agent.errors import AgentError
 from agent.messages import Drive, Source, Tick
@@ -86,11 +86,14 @@ class Live:
             group.create_task(self._look_at_status(), name="status")
             group.create_task(self._follow_joints(), name="joints")
 
+    def require_room(self) -> None:
+        """Raises TooMany when there are MAX_VIEWERS already."""
+        if len(self._viewers) >= MAX_VIEWERS:
+            raise TooMany(f"{MAX_VIEWERS} pages are watching already.", "Close one of them.", BEAT_S)
+
     @contextlib.contextmanager
     def viewer(self) -> Iterator[Viewer]:
-        """A stream of its own. Raises TooMany when there are MAX_VIEWERS already."""
-        if len(self._viewers) >= MAX_VIEWERS:
-            raise TooMany(f"{MAX_VIEWERS} pages are watching already.", "Close one of them.", STATUS_S)
+        """A stream of its own, as long as somebody looks at it."""
         viewer = Viewer()
         self._viewers.add(viewer)
         self._watched.set()
@@ -142,21 +145,16 @@ class Live:
     async def _joints(self) -> AsyncIterator[str]:
         """What the arm measures and is sent, while somebody watches."""
         decoder = msgspec.msgpack.Decoder(Tick)
-        last_ns = 0
-        with contextlib.closing(AsyncSubscriber(self._paths.arm_pub, topic=TICKS)) as subscriber:
+        with contextlib.closing(AsyncSubscriber(self._paths.arm_pub, topic=TICKS, newest=True)) as subscriber:
             while self._watched.is_set():
                 try:
                     async with asyncio.timeout(BEAT_S):
                         tick = decoder.decode((await subscriber.receive())[0])
                 except TimeoutError:
                     continue  # no arm process: the page sees that nothing comes
-                now_ns = self._clock.now_ns()
-                if now_ns - last_ns < nanoseconds(JOINTS_S):
-                    continue
-                last_ns = now_ns
                 yield json.dumps(
                     {
-                        "age_ms": round((now_ns - tick.read_ns) / NS_PER_MS, 1),
+                        "age_ms": round((self._clock.now_ns() - tick.read_ns) / NS_PER_MS, 1),
                         "drive": tick.drive,
                         "source": tick.source,
                         "measured": tick.measured,
@@ -165,3 +163,4 @@ class Live:
                         "limited": sorted({limit.joint for limit in tick.limits}),
                     }
                 )
+                await asyncio.sleep(JOINTS_S)  # what comes meanwhile is replaced by what comes after it

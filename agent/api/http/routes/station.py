@@ -122,6 +122,7 @@ async def live(
     last_event_id: Annotated[str | None, Header(max_length=16, pattern=r"^\d*$")] = None,
 ) -> StreamingResponse:
     """Status, joints and events as they come, for ever. Who comes back is given the events that were missed."""
+    surface.live.require_room()  # once the answer has begun, it is too late to say so
     known = int(last_event_id) if last_event_id else since
     return StreamingResponse(_stream(surface, known), media_type="text/event-stream")
 
