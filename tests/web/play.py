@@ -1,6 +1,7 @@
 """A station to look at: real agent, real recorder, real HTTP process; arm, cameras and policy only act as if.
 
-Run as `python -m tests.web.play FOLDER [PORT [LEASE_S]]`. Prints `ready URL` when the page can be opened, ends with its input.
+Run as `python -m tests.web.play FOLDER [PORT [LEASE_S]]`. Prints `ready URL` when the page can be opened, ends with its
+input.
 The same as the virtual station costs two cores; this one costs a tenth of one, and does at once what it is told.
 """
 
