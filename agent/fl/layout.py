@@ -79,7 +79,7 @@ class Layout:
 
     @property
     def bytes_a_round(self) -> int:
-        """What a station sends in a round, and what it receives, uncompressed, but for some 200 bytes an array."""
+        """What a station sends in a round, and what it receives, uncompressed, but for some 600 bytes an array."""
         return self.parameters * BYTES_ON_WIRE
 
     def begin(self, bundle: Bundle, seed: int) -> "Arrays":

@@ -16,7 +16,11 @@ RUN_S = 500.0  # half a minute on a machine with nothing else to do
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_flwr_run_simulates_stations_that_learn_together(
-    tmp_path: Path, base: Bundle, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    base: Bundle,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     settings = {
@@ -26,6 +30,7 @@ def test_flwr_run_simulates_stations_that_learn_together(
     }  # fmt: skip
     with superlink(tmp_path / "work") as environment:
         assert run(tmp_path / "work", environment, STATIONS, settings, RUN_S)
+    assert "Installing" not in capsys.readouterr().out  # of packages: Flower's own way, and 5.6 GB for each run
     folder = tmp_path / "fleet" / "simulated"
     rounds = json.loads((folder / "curve.json").read_text())
     assert [(each["round"], each["used"]) for each in rounds] == [(0, 0), (1, STATIONS), (2, STATIONS)]
