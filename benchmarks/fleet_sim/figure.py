@@ -14,24 +14,30 @@ def draw(result: dict[str, Any], path: Path) -> None:
     rows = sorted(result["rows"], key=lambda row: row["messages_per_s"])
     rates = [row["messages_per_s"] for row in rows]
     stations = result["settings"]["stations"]
-    figure, (load, back) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = plt.subplot_mosaic([["load", "back"], ["answers", "back"]], figsize=(11, 5), layout="constrained")
+    load, answers, back = axes["load"], axes["answers"], axes["back"]
 
-    load.plot(rates, [row["broker_cpu_pct"] for row in rows], "o-", color="#1f6feb", label="broker, % of one core")
-    load.set_xlabel("messages a second that stations publish")
-    load.set_ylabel("broker CPU, % of one core", color="#1f6feb")
-    load.set_ylim(0, 105)
-    load.set_xlim(0, None)
+    simulator = [row["simulator_cpu_pct"] for row in rows]
+    load.plot(rates, [row["broker_cpu_pct"] for row in rows], "o-", color="#1f6feb", label="the broker")
+    load.plot(rates, simulator, "^:", color="grey", label="the simulated stations")
+    load.set_ylabel("CPU, % of one core")
+    load.set_ylim(0, 1.1 * max(100, *simulator))
+    load.legend(loc="upper left", fontsize=8)
+    load.set_title("Load")
+
+    answers.plot(rates, [row["answers"]["p99_ms"] for row in rows], "s-", color="#d1242f", label="p99")
+    answers.plot(rates, [row["answers"]["p50_ms"] for row in rows], "s:", color="#d1242f", alpha=0.6, label="p50")
+    answers.set_ylabel("command to answer, ms")
+    answers.set_xlabel("messages a second that stations publish")
     for row in rows:
         text = f"{row['stations']} x {row['telemetry_hz']:g} Hz"
-        load.annotate(
-            text, (row["messages_per_s"], row["broker_cpu_pct"]), (4, 8), textcoords="offset points", fontsize=8
-        )
-    answers = load.twinx()
-    answers.plot(rates, [row["answers"]["p99_ms"] for row in rows], "s--", color="#d1242f")
-    answers.set_ylabel("command to answer, p99, ms", color="#d1242f")
-    answers.set_ylim(0, None)
-    load.set_title("Load")
-    load.grid(alpha=0.3)
+        place = (row["messages_per_s"], row["answers"]["p99_ms"])
+        answers.annotate(text, place, (-2, 6), textcoords="offset points", fontsize=7, rotation=50)
+    answers.legend(loc="upper left", fontsize=8)
+    for axis in (load, answers):
+        axis.set_xlim(0, max(rates) * 1.12)
+        axis.grid(alpha=0.3)
+    answers.set_ylim(0, 1.35 * max(row["answers"]["p99_ms"] or 0 for row in rows))
 
     curve = result["reconnect"]["curve"]
     back.step([at for at, _ in curve], [online for _, online in curve], where="post", color="#1a7f37")
