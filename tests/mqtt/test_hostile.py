@@ -116,7 +116,8 @@ async def test_eleven_thousand_hostile_messages_move_nothing_and_cost_nothing(
             answer = await peer.wait(f"{ROOT}/ack", lambda ack, made=made: ack["id"] == made["id"])
             # There is no arm process here, and an e-stop says so.
             assert answer["status"] == ("refused" if verb == "estop" else "done"), answer
-        assert [verb for verb, _ in daemon.calls] == ["hold", "park"]
+        # The agent is told of an e-stop, beside the arm.
+        assert [verb for verb, _ in daemon.calls] == ["hold", "park", "estop"]
 
 
 async def test_crafted_messages_are_wrong_in_one_way_only() -> None:
