@@ -15,7 +15,7 @@ from agent.fl.node import NodeState
 from tests.fl.bench import ROOT, Member, Server, until
 from tests.station.live import free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 async def test_a_superlink_that_is_killed_is_back_with_its_stations_and_its_run(

@@ -9,7 +9,7 @@ import pytest
 from agent.fl.node import NodeState
 from tests.fl.bench import Member, Server, notes, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 async def test_a_supernode_that_is_killed_is_back_by_itself(

@@ -14,7 +14,7 @@ import pytest
 from tests.fl.bench import PATIENT_HASH, ROOT, Server, notes, until
 from tests.station.live import LiveStation, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TICK_S = 1.0
 """To the first tick of a teleoperation, from the request, on a machine that is busy with tests."""

@@ -10,7 +10,7 @@ from agent.fl.node import NodeState
 from agent.fl.room import Room
 from tests.fl.bench import Member, Server, notes, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(900)]
 
 AT_ONCE_S = 0.05
 """Two writes, on a busy machine. The station's own part of starting teleop takes as long."""

@@ -20,6 +20,7 @@ def promoted(member: Member) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.deployment
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_three_stations_make_one_adapter_in_three_rounds(server: Server, member: Callable[..., Member]) -> None:
