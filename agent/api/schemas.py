@@ -338,7 +338,7 @@ class Verb:
 VERBS: Final[dict[str, Verb]] = {
     "status": Verb(Nothing, Access.LOOK, "The whole station in one object.", Status),
     "estop": Verb(Estop, Access.STOP, "Emergency stop: latched, read back from the servos.", Stopped),
-    "hold": Verb(Nothing, Access.STOP, "Stop moving, keep torque on."),
+    "hold": Verb(Nothing, Access.CONTROL, "Stop moving, keep torque on."),
     "teleop.start": Verb(Nothing, Access.MOVE, "Move slowly onto the leader's pose, then follow it."),
     "teleop.stop": Verb(Nothing, Access.STOP, "Stop following; the arm holds."),
     "park": Verb(Nothing, Access.MOVE, "Move slowly to the park pose, then switch torque off."),

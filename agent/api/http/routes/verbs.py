@@ -14,6 +14,7 @@ from agent.api.stop import stop
 
 ABOUT: Final = {
     Access.MOVE: "Needs control: take a lease first, and renew it.",
+    Access.CONTROL: "Needs a token that may control, and no lease: others are stopped by it, too.",
     Access.STOP: "Whoever may see the arm may do this; it needs no lease.",
 }
 
@@ -31,7 +32,7 @@ def router() -> APIRouter:
         responses=COMMON,
     )
     for name, verb in VERBS.items():
-        if verb.access not in ABOUT or name == "estop":
+        if verb.access not in ABOUT or name == "estop" or name.startswith("episodes."):
             continue
         routes.add_api_route(
             path_of(name),

@@ -52,7 +52,7 @@ export function arm(shell) {
       const theirs = Boolean(status?.lease) && !shell.control.mine;
       const offered = offers(status, shell.session);
       for (const [name, each] of Object.entries(does)) show(each, offered.includes(name));
-      for (const name of ["teleop", "takeOver", "giveBack", "park", "release", "reset"]) {
+      for (const name of ["teleop", "takeOver", "giveBack", "hold", "park", "release", "reset"]) {
         enable(does[name], shell.mayControl, LOOK);
       }
       if (mode === "estop" && !shell.session.may_reset) enable(does.reset, false, "Only at the station itself.");
