@@ -33,7 +33,10 @@ class Module:
     @property
     def uri(self) -> str:
         """Where its page is, below the folder of the reference."""
-        return self.name.replace(".", "/") + ("/index.md" if self.package else ".md")
+        place = self.name.replace(".", "/")
+        if self.package:
+            return f"{place}/index.md"
+        return f"{place}.py.md" if place.endswith("/index") else f"{place}.md"  # not the page of its package
 
     @property
     def parent(self) -> str:

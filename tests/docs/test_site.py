@@ -43,6 +43,7 @@ def test_every_link_leads_somewhere(site: Site) -> None:
 
 def test_every_module_has_a_page(site: Site) -> None:
     found = list(modules.modules(ROOT))
+    assert len({module.uri for module in found}) == len(found)
     assert {module.name for module in found} >= {"agent", "agent.config", "agent.robot.control", "agent.fl.node"}
     for module in found:
         page = site.pages[f"reference/python/{module.uri.removesuffix('.md')}.html"]
