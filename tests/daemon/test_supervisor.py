@@ -75,9 +75,9 @@ async def test_a_killed_child_is_back_at_once(make_config: Make, tmp_path: Path)
 
 async def test_a_silent_child_is_killed_and_replaced(make_config: Make, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    async with running(make_config(), child("steady", log, silence_s=0.3, first_silence_s=0.3)) as watched:
-        await until(lambda: len(lines(log)) == 2, "replaced")
-        assert watched.down == [("steady", "hung for 0.3 s and was killed")]
+    async with running(make_config(), child("steady", log, silence_s=2.0, first_silence_s=2.0)) as watched:
+        await until(lambda: len(lines(log)) >= 2, "replaced")
+        assert watched.down[0] == ("steady", "hung for 2 s and was killed")
 
 
 async def test_a_child_that_keeps_dying_is_given_up_and_tried_again_on_request(
