@@ -148,7 +148,7 @@ def test_episodes_are_ended_and_judged_as_asked(
 
 def test_episodes_are_listed_for_people_and_for_programs(cli: Cli, agent: Any) -> None:
     row = {"episode": 0, "task": "reach the disc", "frames": 240, "seconds": 8.0, "source": "teleop", "success": True,
-           "salvaged": False}  # fmt: skip
+           "salvaged": False, "deleted": False}  # fmt: skip
     it = agent({"episodes.list": {"episodes": [row, row | {"episode": 1, "success": None, "salvaged": True}]}})
     assert cli("episodes", "list", "--socket", it.socket, "--json").json[0] == row
     shown = cli("episodes", "list", "--socket", it.socket).out
