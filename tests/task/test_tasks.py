@@ -73,10 +73,12 @@ def test_the_arm_does_a_task_until_it_is_stopped(station: LiveStation) -> None:
 def test_a_task_ends_when_its_time_is_over(station: LiveStation) -> None:
     start(station, "go 10", duration_s=1)
     station.wait_mode("hold")
-    # The arm holds a moment before the station has put the task away.
-    last = wait_for(
-        "the task is over", lambda: (found := station.status()) and not found["task"] and found["last_task"]
-    )
+
+    def over() -> dict[str, Any] | None:  # a moment after the arm holds
+        status = station.status()
+        return status["last_task"] if status and not status["task"] else None
+
+    last = wait_for("the task is over", over)
     assert last["over"] == "its time is over"
 
 
