@@ -115,5 +115,5 @@ lock: ## regenerate requirements.lock from pyproject.toml, with hashes and witho
 
 .PHONY: clean
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov .coverage*
+	rm -rf $(VENV) .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis site htmlcov .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

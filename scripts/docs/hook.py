@@ -16,9 +16,9 @@ from scripts.docs import command_line, configuration, dialect, modules, routes, 
 
 REFERENCE = "reference/"
 PYTHON = f"{REFERENCE}python/"
-COMING = {
-    f"{name}.md" for name in ("federation", "federation-fleet", "federation-app", "federation-proof", "hardware")
-} | {f"{name}.md" for name in ("page", "http-api", "mqtt", "service", "security")}
+COMING = {"page.md", "http-api.md", "federation-proof.md"}
+"""Pages that others lead to before they are there."""
+
 ICON = ROOT / "agent" / "api" / "web" / "icon.svg"
 
 

@@ -18,8 +18,7 @@ INTRODUCTION = """# Every HTTP route
 Made from the description that a station serves at `/api/v1/openapi.json`, which is [here](openapi.json) too.
 How to get in, who may do what, and an example of each kind stand in the [guide](../http-api.md).
 
-Every answer that is none has a [`Problem`](#problem) in it, with a sentence for people, a hint, and a code for
-programs.
+Every refusal is a [`Problem`](#problem): a sentence for people, a hint, and a code for programs.
 
 """
 
@@ -110,7 +109,7 @@ def _answer(status: str, answer: Mapping[str, Any], words: Words) -> str:
         words.takes(content["schema"]) if kind == "application/json" and content.get("schema") else code(kind)
         for kind, content in answer.get("content", {}).items()
     ]
-    text = " or ".join(kinds) or "nothing in it"
+    text = " or ".join(kinds) or ("nothing" if status == "204" else "text")
     about = answer.get("description", "").rstrip(".")
     about = "" if about == "Successful Response" else about
     notes = [note for note in (status if status != "200" else "", about) if note]

@@ -118,6 +118,12 @@ def test_pages_that_messages_point_to_exist() -> None:
             assert name.removeprefix("docs/") in COMING or (ROOT / name).is_file(), f"{_id(path)} points to {name}"
 
 
+def test_the_list_of_decisions_has_them_all() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text("utf-8"))
+    assert listed == sorted(path.name for path in folder.glob("0*.md"))
+
+
 def test_drawings_work_in_light_and_dark_and_fetch_nothing() -> None:
     drawings = list((ROOT / "docs" / "images").glob("*.svg"))
     assert len(drawings) >= 3
