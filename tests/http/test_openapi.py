@@ -1,8 +1,10 @@
 """Whatever is sent to whatever the API offers: never a 500, never an answer that is not described, never motion."""
 
 import asyncio
+import contextlib
 import socket
 import threading
+import unittest
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import hypothesis
 import pytest
 import schemathesis
 import uvicorn
+from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 from schemathesis.schemas import BaseSchema
 
@@ -26,7 +29,7 @@ from agent.station import Station
 from tests.daemon.fake_arm import FakeArm, fake_arm
 from tests.http.conftest import CAMERA
 
-EXAMPLES = 25
+EXAMPLES = 15
 ENDLESS = ("live", "cameras.stream")
 """Streams, which test_live.py and test_cameras.py read."""
 
@@ -80,7 +83,11 @@ def api(served: Served) -> BaseSchema:
     return schemathesis.openapi.from_url(f"{served.url}/api/v1/openapi.json")
 
 
-def test_whatever_is_sent_is_answered_as_described(api: BaseSchema, served: Served) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_whatever_is_sent_is_answered_as_described(mode: GenerationMode, api: BaseSchema, served: Served) -> None:
+    """What the description allows, and what it does not."""
     names = ("status_code_conformance", "content_type_conformance", "response_schema_conformance")
     checks = [CHECKS.get_one(name) for name in names]
     for found in api.get_all_operations():
@@ -88,8 +95,14 @@ def test_whatever_is_sent_is_answered_as_described(api: BaseSchema, served: Serv
         if operation.definition.raw["operationId"] in ENDLESS:
             continue
 
-        @hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
-        @hypothesis.given(case=operation.as_strategy())
+        @hypothesis.settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=[hypothesis.HealthCheck.filter_too_much, hypothesis.HealthCheck.too_slow],
+        )
+        @hypothesis.given(case=operation.as_strategy(mode))
         def answer(case: Any) -> None:
             before = len(served.arm.drives)
             response = case.call(base_url=served.url)
@@ -98,7 +111,9 @@ def test_whatever_is_sent_is_answered_as_described(api: BaseSchema, served: Serv
             moved = set(served.arm.drives[before:])
             assert moved <= {Drive.HOLD}, f"{case.method} {case.path} moved the arm without control"
 
-        answer()
+        # Some take nothing that could be wrong.
+        with contextlib.suppress(hypothesis.errors.Unsatisfiable, unittest.SkipTest, pytest.skip.Exception):
+            answer()
 
 
 def test_every_verb_has_an_address(api: BaseSchema) -> None:
