@@ -14,7 +14,7 @@ from agent.fl.exchange import VERSION, Terms
 from agent.fl.layout import Shape, layout
 from agent.fl.run_folder import Round, RunFolder
 from agent.fl.settings import Settings
-from agent.fl.statistics import Numbers
+from agent.fl.statistics import of_policy
 from agent.fl.trainer import Trainer
 from agent.fl.workplace import Portion, Workplace
 from agent.inference.bundle import Bundle
@@ -28,12 +28,11 @@ def learn(
     base: Bundle,
     dataset: Path,
     settings: Settings,
-    statistics: Numbers,
     progress: Callable[[Round], None],
 ) -> None:
     """All rounds, or those that are left. Each is on the disk before the next one begins."""
     plan = layout(base, Shape.of(settings))
-    common = folder.common() or folder.begin(settings, base, statistics, plan.begin(base, settings.seed))
+    common = folder.common() or folder.begin(settings, base, of_policy(base), plan.begin(base, settings.seed))
     folder.check_same(common, settings, base)
     last = folder.last()
     arrays = last.arrays()

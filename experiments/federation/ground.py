@@ -1,8 +1,8 @@
-"""The language model learns to find what a sentence names, from renders: the policy that stations start from sees and
-reads, as SmolVLM does, and has never moved an arm. Its action expert has random weights.
+"""The language model learns to find what a sentence names, from renders.
 
-Renders carry no actions. Which of a render's discs is asked for is drawn; the answer is read from the sentence's own
-tokens, by a linear layer that is thrown away afterwards.
+Which of a render's discs is asked for is drawn. The answer is read where the action expert will look for it, in the
+values of the sentence's own tokens in every layer but the first (which has not yet mixed pictures and words), by linear
+layers that are thrown away afterwards.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,15 @@ from typing import Any, Final
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, make_att_2d_masks
 from torch import nn
-from transformers import AutoTokenizer
 
 from experiments.demo_policy import checkpoint, learning
-from experiments.demo_policy.network import tower
-from experiments.demo_policy.pretrain import pixels
-from experiments.demo_policy.recipe import CAMERAS, DISCS, task_text
+from experiments.demo_policy.recipe import CAMERAS, DISCS
 from experiments.demo_policy.renders import Render
+from experiments.federation.look import Looked, looked_at
 from experiments.federation.recipe import Recipe
+from experiments.federation.words import Words
 
-EMBED_BATCH: Final = 128
 HELD_OUT: Final = 0.04
-LEVEL_RENDERS: Final = 100
 REPORT_STEPS: Final = 50
 SAVE_STEPS: Final = 50
 ANSWERS: Final = 5  # bearing and distance from the base; across, up and whether it is there in the wrist's picture
@@ -32,35 +29,30 @@ ANSWERS: Final = 5  # bearing and distance from the base; across, up and whether
 class Grounding:
     """Resumable. Vision tower and action expert stay as they are."""
 
-    def __init__(self, policy: SmolVLAPolicy, renders: Render, vlm: Path, recipe: Recipe, file: Path) -> None:
-        self._policy, self._recipe, self._file = policy, recipe, file
+    def __init__(
+        self, policy: SmolVLAPolicy, renders: Render, looked: Looked, words: Words, recipe: Recipe, file: Path
+    ) -> None:
+        self._policy, self._looked, self._words, self._recipe, self._file = policy, looked, words, recipe, file
         policy.requires_grad_(False)
         self._backbone: Any = policy.model.vlm_with_expert
-        self._heads = nn.Linear(recipe.network.width, ANSWERS)
         language = self._backbone.get_vlm_model().text_model.requires_grad_(True)
+        self._values = [layer.self_attn.v_proj for layer in language.layers[1:]]
+        torch.manual_seed(recipe.seed)
+        self._heads = nn.ModuleList(nn.Linear(each.out_features, ANSWERS) for each in self._values)
         self._modules = nn.ModuleList([policy, self._heads])
         self._parameters = [*language.parameters(), *self._heads.parameters()]
         self._optimiser = torch.optim.AdamW(self._parameters, lr=recipe.ground_rate, betas=(0.9, 0.95))
-        self._renders = renders
         self._places, self._seen = torch.from_numpy(renders.places), torch.from_numpy(renders.seen[:, 1])
         self._held = max(1, int(HELD_OUT * len(renders.joints)))
-        tokens = AutoTokenizer.from_pretrained(vlm)([f"{task_text(f'{disc} disc')}\n" for disc in DISCS], padding=True)
-        self._tokens = torch.tensor(tokens["input_ids"])
-        self._masks = torch.tensor(tokens["attention_mask"]).bool()
-        self._looked: dict[str, torch.Tensor] = {}
         self.step = 0
         self.curve: list[dict[str, float]] = []
         if file.exists():
             about = checkpoint.restore(file, self._modules, self._optimiser)
             self.step, self.curve = about["step"], about["curve"]
-        else:
-            self._level()
 
     def run(self, progress: Callable[[dict[str, float]], None]) -> None:
         """To the last step. Progress is what is still wrong on renders that were held out."""
         recipe = self._recipe
-        if self.step < recipe.ground_steps:
-            self._look()
         count = len(self._places) - self._held
         while self.step < recipe.ground_steps:
             dice = learning.generator(recipe.seed, self.step)
@@ -75,7 +67,8 @@ class Grounding:
                 self.curve.append({"step": self.step, "loss": loss.item(), **self.errors()})
                 progress(self.curve[-1])
             if self.step % SAVE_STEPS == 0 or last:
-                checkpoint.save(self._file, self._modules, self._optimiser, {"step": self.step, "curve": self.curve})
+                about = {"step": self.step, "curve": self.curve}
+                checkpoint.save(self._file, self._modules, self._optimiser, about)
 
     def errors(self) -> dict[str, float]:
         """Of the named disc, on held-out renders: root of the mean square."""
@@ -89,7 +82,12 @@ class Grounding:
         }
 
     def _losses(self, rows: torch.Tensor, asked: torch.Tensor) -> dict[str, torch.Tensor]:
-        said = self._heads(self._read(rows, asked))
+        """Means over the layers."""
+        read = self._read(rows, asked)
+        layers = [self._wrong(head(each), rows, asked) for head, each in zip(self._heads, read, strict=True)]
+        return {name: torch.stack([layer[name] for layer in layers]).mean() for name in layers[0]}
+
+    def _wrong(self, said: torch.Tensor, rows: torch.Tensor, asked: torch.Tensor) -> dict[str, torch.Tensor]:
         place, seen = self._places[rows, asked], self._seen[rows, asked]
         inside = seen[:, 2:]
         return {
@@ -99,53 +97,34 @@ class Grounding:
             "in_view": (said[:, 4] - seen[:, 2]).pow(2).mean(),
         }
 
-    def _read(self, rows: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        """What the language model makes of the sentence, (n, width), in front of the pictures of some renders."""
-        config, backbone = self._policy.config, self._backbone
+    def _read(self, rows: torch.Tensor, asked: torch.Tensor) -> list[torch.Tensor]:
+        """The sentence's values in each layer but the first, (n, values), beside the pictures of some renders."""
         here = torch.ones(len(rows), dtype=torch.bool)
-        state = torch.zeros(len(rows), config.max_state_dim)
-        backbone.embed_image = _as_it_is
-        try:
-            tokens, there, apart = self._policy.model.embed_prefix(
+        state = torch.zeros(len(rows), self._policy.config.max_state_dim)
+        tokens, masks = self._words.tokens[asked], self._words.masks[asked]
+        with looked_at(self._policy):
+            prefix, there, apart = self._policy.model.embed_prefix(
                 [self._looked[camera][rows] for camera in CAMERAS],
                 [here] * len(CAMERAS),
-                self._tokens[asked],
-                self._masks[asked],
+                tokens,
+                masks,
                 state=state,
             )
-        finally:
-            del backbone.embed_image
         # The last token is the state's, which the others do not see. With a cache, every layer attends to all tokens,
         # as it does when the policy predicts.
-        tokens, there, apart = tokens[:, :-1], there[:, :-1], apart[:, :-1]
-        (read, _), _ = backbone.forward(
-            attention_mask=make_att_2d_masks(there, apart),
-            position_ids=torch.cumsum(there, dim=1) - 1,
-            past_key_values=None,
-            inputs_embeds=[tokens, None],
-            use_cache=True,
-        )
-        weights = self._masks[asked].float()[..., None]
-        return (read[:, -self._tokens.shape[1] :] * weights).sum(1) / weights.sum(1)
-
-    def _level(self) -> None:
-        """Give image tokens the size of the other tokens; see experiments/demo_policy/train.py."""
-        sample = slice(None, None, max(1, len(self._places) // LEVEL_RENDERS))
-        network = self._recipe.network
-        with torch.no_grad():
-            images = torch.cat([torch.from_numpy(getattr(self._renders, camera)[sample]) for camera in CAMERAS])
-            size = self._backbone.embed_image(pixels(images, network.image_px)).pow(2).mean().sqrt()
-            tower(self._policy)[1].modality_projection.proj.weight /= size * network.width**0.5
-
-    def _look(self) -> None:
-        """What the tower says about every render: (renders, tokens, width)."""
-        px = self._recipe.network.image_px
-        for camera in CAMERAS:
-            images: torch.Tensor = torch.from_numpy(getattr(self._renders, camera))
-            with torch.no_grad():
-                parts = [self._backbone.embed_image(pixels(some, px)) for some in images.split(EMBED_BATCH)]
-            self._looked[camera] = torch.cat(parts)
-
-
-def _as_it_is(tokens: torch.Tensor) -> torch.Tensor:
-    return tokens
+        prefix, there, apart = prefix[:, :-1], there[:, :-1], apart[:, :-1]
+        values: list[torch.Tensor] = []
+        hooks = [each.register_forward_hook(lambda _, __, out: values.append(out)) for each in self._values]
+        try:
+            self._backbone.forward(
+                attention_mask=make_att_2d_masks(there, apart),
+                position_ids=torch.cumsum(there, dim=1) - 1,
+                past_key_values=None,
+                inputs_embeds=[prefix, None],
+                use_cache=True,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        weights = masks.float()[..., None]
+        return [(each[:, -tokens.shape[1] :] * weights).sum(1) / weights.sum(1) for each in values]

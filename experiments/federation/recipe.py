@@ -25,9 +25,13 @@ class Recipe:
 
     seed: int = 0
     network: Network = field(default_factory=Network)
-    ground_steps: int = 1500
+    shards: int = 12  # of a thousand renders, to find named discs in, and for poses to move from
+    ground_steps: int = 500
     ground_batch: int = 64
     ground_rate: float = 1.5e-3
+    play_steps: int = 500
+    play_batch: int = 32
+    play_rate: float = 1.5e-3
     rounds: int = 20
     local_steps: int = 40
     batch: int = 32
@@ -47,6 +51,8 @@ def quick() -> Recipe:
         network=quick_demo().network,
         ground_steps=4,
         ground_batch=8,
+        play_steps=4,
+        play_batch=4,
         rounds=2,
         local_steps=2,
         batch=4,

@@ -11,15 +11,13 @@ from rich.console import Console
 
 from agent.errors import BadInput
 from agent.fl.adapter import open_adapter, policy_from
-from agent.fl.dataset import divide as divide_dataset
 from agent.fl.run_folder import ADAPTER, ROUNDS, RunFolder
-from agent.fl.settings import Division, Scaling, Settings
-from agent.fl.statistics import Numbers, for_policy, of_rows, pool
+from agent.fl.settings import Division, Settings
 from agent.inference.bundle import Bundle, open_bundle
 from agent.inference.loading import load_policy
 from agent.inference.training.plan import Method
 from agent.virtual.scene import SceneModel
-from experiments.demo_policy import episodes
+from experiments.demo_policy import episodes, renders
 from experiments.demo_policy.recipe import CUBES, DISCS
 from experiments.demo_policy.recipe import Recipe as DemoRecipe
 from experiments.federation import alone, flower, report, situations, start, stations
@@ -70,8 +68,9 @@ class Stages:
     def start(self) -> Bundle:
         """The policy that all begin with."""
         if not (self.out / "policies" / start.NAME).exists():
-            shards = start.drawn(self.demo, self._demo_recipe, lambda *done: self._say("renders", *done))
-            start.start(self.demo, self.out, self.recipe, shards, lambda errors: self._say("start", errors))
+            shards = renders.draw(self.demo / "renders", self._demo_recipe, lambda *done: self._say("renders", *done))
+            some = shards[: self.recipe.shards]
+            start.start(self.demo, self.out, self.recipe, some, lambda point: self._say("start", point))
         return open_bundle(self.out / "policies" / start.NAME)
 
     def federate(self) -> None:
@@ -81,7 +80,6 @@ class Stages:
             "name": TOGETHER,
             "policy": str(self.start().folder),
             "method": str(settings.method),
-            "statistics": str(settings.statistics),
             "seed": settings.seed,
             "local-steps": settings.local_steps,
             "batch-size": settings.batch_size,
@@ -101,7 +99,7 @@ class Stages:
     def alone(self) -> None:
         """Each station by itself, and all data in one place."""
         local, total = self.recipe.local_steps, self.recipe.local_steps * len(SHARES)
-        base, statistics = self.start(), self.statistics()
+        base = self.start()
         work = [(EVERYTHING, self.out / EVERYTHING, total)]
         work += [(share.part, self.out / "datasets" / share.part, local) for share in SHARES]
         if self.recipe.longer:
@@ -112,7 +110,6 @@ class Stages:
                 base,
                 dataset,
                 self.settings(name, steps),
-                statistics,
                 lambda done, name=name: self._say(
                     "alone", name, {"round": done.round, "loss": done.train_loss or 0.0, "seconds": done.seconds}
                 ),
@@ -179,7 +176,6 @@ class Stages:
         return Settings(
             name=name,
             method=Method.EXPERT,
-            statistics=Scaling.FLEET,
             seed=recipe.seed,
             local_steps=steps,
             batch_size=recipe.batch,
@@ -188,14 +184,6 @@ class Stages:
             num_server_rounds=recipe.rounds,
             held_out=HELD_OUT,
         )
-
-    def statistics(self) -> Numbers:
-        """Those that a fleet of these stations agrees on. The server of the federated run asks them for the same."""
-        parts = []
-        for share in SHARES:
-            dataset = self.out / "datasets" / share.part
-            parts.append(of_rows(dataset, divide_dataset(dataset, HELD_OUT).learnt))
-        return for_policy(self.start(), pool(sorted(parts, key=repr)))
 
     def names(self) -> list[str]:
         """Everybody who is compared, in the order of the table."""
@@ -206,6 +194,8 @@ class Stages:
     def bundle(self, name: str, number: int) -> Bundle:
         """A run's policy after a round, as a station would use it."""
         base = self.start()
+        if name == START:
+            return base
         policies = self.out / "policies"
         called = f"{name}-{number}"
         if (policies / called).exists():
@@ -225,8 +215,7 @@ class Stages:
     def _evaluate(self, file: Path, name: str, number: int, numbers: list[int]) -> None:
         if file.exists():
             return
-        # Before the first round all are the same; with the fleet's statistics, as the others.
-        bundle = self.bundle(TOGETHER if name == START else name, number)
+        bundle = self.bundle(name, number)
         loaded = load_policy(bundle)
         with Tables(self.recipe.network.image_px, min(AT_ONCE, len(numbers))) as tables:
             evaluation = Evaluation(tables, loaded.policy, (loaded.preprocessor, loaded.postprocessor))

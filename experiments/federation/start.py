@@ -1,22 +1,26 @@
-"""The policy that all begin with, as a bundle: eyes and language were pretrained, the action expert was not."""
+"""The policy that all begin with, as a bundle.
+
+Its vision tower is the demo policy's. Its language model has learnt to find the disc that a sentence names, and its
+action expert to move from where the joints are to anywhere; both from renders. It has seen no episode, and nothing has
+told it that the named disc is where to go.
+"""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from agent.inference.bundle import Bundle, open_bundle
 from agent.inference.importer import Wish, import_checkpoint
-from agent.virtual.arm_model import RANGE_DEG
 from experiments.demo_policy import network, renders
 from experiments.demo_policy.export import VLM, export
 from experiments.demo_policy.recipe import CONTROL_HZ, DISCS, task_text
-from experiments.demo_policy.recipe import Recipe as DemoRecipe
 from experiments.federation.ground import Grounding
+from experiments.federation.look import level, look
+from experiments.federation.play import Play
 from experiments.federation.recipe import Recipe
 from experiments.federation.stations import VIEWS
+from experiments.federation.words import Words
 
 NAME: Final = "start"
 
@@ -33,28 +37,20 @@ def start(
         network.write_vlm(vlm, recipe.network)
     policy = network.build(vlm, recipe.network, recipe.seed)
     network.load_tower(policy, demo / "pretrained.safetensors")
-    Grounding(policy, renders.load(shards), vlm, recipe, out / "grounded.safetensors").run(progress)
-    checkpoint = export(out / "checkpoint", policy, vlm, _of_the_arm())
+    drawn, words = renders.load(shards), Words.of(vlm)
+    level(policy, drawn, recipe.network)
+    looked = look(policy, drawn, recipe.network)
+    Grounding(policy, drawn, looked, words, recipe, out / "grounded.safetensors").run(progress)
+    play = Play(policy, drawn, looked, words, recipe, out / "played.safetensors")
+    play.run(progress)
+    checkpoint = export(out / "checkpoint", policy, vlm, play.statistics)
     wish = Wish(
         name=NAME,
         fps=CONTROL_HZ,
         cameras=VIEWS,
         vlm=checkpoint / VLM,
-        description="Sees the virtual SO-101's table and reads which disc is meant; has never moved an arm.",
+        description="Sees the virtual SO-101's table, knows what is meant and how an arm moves, but not where to.",
         tasks=tuple(task_text(disc) for disc in DISCS),
     )
     shutil.rmtree(folder, ignore_errors=True)
     return import_checkpoint(checkpoint, out / "policies", wish)
-
-
-def drawn(demo: Path, recipe: DemoRecipe, progress: Callable[[int, int], None]) -> list[Path]:
-    """The renders of the demo policy's pretraining."""
-    return renders.draw(demo / "renders", recipe, progress)
-
-
-def _of_the_arm() -> dict[str, dict[str, torch.Tensor]]:
-    """Before anybody has data, joints are scaled by their range. A run replaces this with what its stations tell."""
-    low, high = torch.tensor(RANGE_DEG, dtype=torch.float32).T.clone()
-    low[-1], high[-1] = 0.0, 100.0  # the gripper is in percent
-    values = {"mean": (low + high) / 2, "std": (high - low) / 4, "min": low, "max": high}
-    return {"observation.state": values, "action": dict(values)}

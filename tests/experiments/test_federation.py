@@ -15,6 +15,7 @@ from lerobot.datasets import LeRobotDataset
 
 from agent.fl.run_folder import RunFolder
 from agent.fl.settings import Division, Settings
+from agent.fl.statistics import of_policy
 from agent.fl.workplace import PARTITION, PARTITIONS, workplace
 from agent.inference.loading import load_policy
 from agent.inference.training.plan import Wish, make_plan
@@ -255,7 +256,4 @@ def test_three_stations_learn_together_through_flower(stages: Stages, tmp_path: 
     assert [each.used for each in rounds] == [0, *[len(SHARES)] * RECIPE.rounds]
     common = folder.common()
     assert common is not None
-    statistics = stages.statistics()
-    assert common.statistics.keys() == statistics.keys()
-    for name, numbers in statistics.items():
-        assert common.statistics[name] == pytest.approx(numbers, rel=1e-5)
+    assert common.statistics == of_policy(stages.start())
