@@ -216,8 +216,10 @@ def _group(processes: Path) -> str:
 
 
 def _alive(pid: int) -> bool:
+    """Whether any thread of it is left. The first one may be a zombie while another still has the port open."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        ended = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return not ended or len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
 

@@ -165,7 +165,7 @@ def test_an_arm_process_that_hangs_is_ended_and_its_arm_eased(
     push(arm, 2)
     answer = secure(config)
     assert guard.wait(5) == -signal.SIGKILL
-    assert answer["arm"] == "held"
+    assert answer["arm"] == "held", answer
     assert answer["eased"] == ["shoulder_lift"]
 
 
