@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 
 from agent.api.local import serve
-from agent.clock import NS_PER_S, SystemClock
+from agent.clock import NS_PER_S, Clock, SystemClock
 from agent.config import StationConfig
+from agent.fl.desk import Desk
 from agent.messages import (
     JOINTS,
     ArmReport,
@@ -300,6 +301,68 @@ class PlayPolicy(threading.Thread):
         self.join()
 
 
+class PlayFederation:
+    """In a fleet, in the middle of a round."""
+
+    def __init__(self, config: StationConfig, clock: Clock, desk: Desk) -> None:
+        self._paused = False
+        self._consent: dict[str, str | None] = {config.recording.dataset: "2026-11-20T09:00:00+00:00", "drawer": None}
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    def yield_now(self, cause: str) -> None:
+        pass
+
+    def judged(self, policy: str, success: bool) -> None:
+        pass
+
+    def status(self) -> dict[str, Any]:
+        tried = {"adapter": "a1", "at": "2026-11-26T03:12:00+00:00", "policy": "demo-reach", "base": "b", "rows": 812}
+        worse = {"run": "reach-1", "round": 4, "outcome": "worse", "reason": "", "before": 0.0412, "after": 0.0440}
+        better = {"run": "reach-1", "round": 5, "outcome": "promoted", "reason": "", "before": 0.0412, "after": 0.0387}
+        progress = {
+            "run": "reach-1", "round": 6, "rounds": 10, "doing": "training", "step": 31, "steps": 50, "loss": 0.0391,
+        }  # fmt: skip
+        return {
+            "enrolled": True,
+            "superlink": "fleet.example.org:9443",
+            "key": "SHA256:2f9c41d07be35a80",
+            "paused": self._paused,
+            "state": "off" if self._paused else "working",
+            "reason": "paused" if self._paused else "training in round 6 of reach-1",
+            "against": ["paused"] if self._paused else [],
+            "consent": sorted(name for name, since in self._consent.items() if since),
+            "progress": None if self._paused else progress,
+            "isolation": {"by": "a control group", "limits": []},
+            "promotion": {
+                "in_use": "demo-reach",
+                "previous": "demo-reach-0",
+                "candidates": [tried | worse, tried | better],
+                "comparing": False,
+            },
+        }
+
+    def verbs(self) -> dict[str, Any]:
+        async def status(args: dict[str, Any], told: Any) -> dict[str, Any]:
+            return self.status()
+
+        async def pause(args: dict[str, Any], told: Any) -> dict[str, Any]:
+            self._paused = True
+            return {"paused": True}
+
+        async def resume(args: dict[str, Any], told: Any) -> dict[str, Any]:
+            self._paused = False
+            return {"paused": False, "against": []}
+
+        async def consent(args: dict[str, Any], told: Any) -> dict[str, Any]:
+            if "dataset" in args:
+                self._consent[args["dataset"]] = "2026-11-26T09:00:00+00:00" if args["on"] else None
+            return {"consent": self._consent}
+
+        return {"fl.status": status, "fl.pause": pause, "fl.resume": resume, "fl.consent": consent}
+
+
 def make_config(folder: Path, port: int, **http: Any) -> StationConfig:
     camera = {"type": "zmq", "width": 640, "height": 480}
     return StationConfig(
@@ -365,7 +428,7 @@ async def play(config: StationConfig) -> None:
     threads = (arm, *cameras, policy)
     for thread in threads:
         thread.start()
-    station = Station(config, SystemClock())
+    station = Station(config, SystemClock(), PlayFederation)
     recorder = "from agent.robot.recording.process import main;main(config)"
     web = "from agent.api.http.process import main;main(config)"
     with child(recorder, config) as writing, child(web, config) as serving:

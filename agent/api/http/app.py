@@ -16,7 +16,7 @@ from agent.api.http.access.visitors import Visitors
 from agent.api.http.live import Live
 from agent.api.http.page import Page
 from agent.api.http.previews import Previews
-from agent.api.http.routes import cameras, episodes, lease, policies, session, station, verbs
+from agent.api.http.routes import cameras, episodes, federation, lease, policies, session, station, verbs
 from agent.api.http.surface import Surface
 from agent.api.local import AsyncClient
 from agent.api.schemas import Problem
@@ -80,6 +80,7 @@ def create(config: StationConfig, settings: Http, clock: Clock) -> FastAPI:
         cameras.routes,
         episodes.routes,
         policies.routes,
+        federation.routes,
         Page().router(),
     ):
         app.include_router(routes)
