@@ -43,9 +43,13 @@ COMPUTING := tests/inference tests/experiments tests/config tests/fl/app tests/c
 .PHONY: test
 test: rendering lint ## everything CI runs: lint, then the whole suite with coverage
 	$(PYTHON) -m pytest -q -n 2 --cov --cov-report= --cov-fail-under=0 $(COMPUTING)
-	$(PYTHON) -m pytest -q -m "not deployment" --cov --cov-append --cov-report=term $(addprefix --ignore=,$(COMPUTING))
+	$(PYTHON) -m pytest -q -m "not deployment and not booted" --cov --cov-append --cov-report=term $(addprefix --ignore=,$(COMPUTING))
 
-# Apart: while the trainers of three stations start on two cores, nobody answers in time. Not part of `test` until they do.
+# These two apart: booting a machine takes minutes; while the trainers of three stations start on two cores, nobody answers in time. Not part of `test` until they do.
+.PHONY: test-service
+test-service: rendering ## the service on a booted machine of its own (systemd-nspawn, as root): 10 minutes
+	$(PYTHON) -m pytest -q -rs -m booted tests/systemd
+
 .PHONY: test-federation
 test-federation: rendering ## a SuperLink with TLS and keys, stations, rounds, pre-emption, what dies meanwhile; 15 minutes
 	$(PYTHON) -m pytest -q -m deployment tests/fl
