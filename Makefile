@@ -45,7 +45,8 @@ test: rendering lint ## everything CI runs: lint, then the whole suite with cove
 	$(PYTHON) -m pytest -q -n 2 --cov --cov-report= --cov-fail-under=0 $(COMPUTING)
 	$(PYTHON) -m pytest -q -m "not deployment and not booted" --cov --cov-append --cov-report=term $(addprefix --ignore=,$(COMPUTING))
 
-# These two apart: booting a machine takes minutes; while the trainers of three stations start on two cores, nobody answers in time. Not part of `test` until they do.
+# These two apart from `test`: booting a machine takes minutes, and while the trainers of three stations start on two
+# cores nobody answers in time.
 .PHONY: test-service
 test-service: rendering ## the service on a booted machine of its own (systemd-nspawn, as root): 10 minutes
 	$(PYTHON) -m pytest -q -rs -m booted tests/systemd

@@ -9,7 +9,7 @@ from tests.station.live import free_ports
 from tests.systemd.bench import Bench
 from tests.systemd.machine import wait_for
 
-pytestmark = [pytest.mark.booted, pytest.mark.slow, pytest.mark.timeout(900)]  # whoever comes first waits for debootstrap
+pytestmark = [pytest.mark.booted, pytest.mark.slow, pytest.mark.timeout(900)]  # the first waits for debootstrap
 
 UNIT = "so-fleet.service"
 FOLDER = "/var/lib/so-fleet"

@@ -17,7 +17,7 @@ from agent.transport import CommandClient
 from tests.systemd.bench import PYTHON, READY_S, STATION, UNIT, Bench
 from tests.systemd.machine import wait_for
 
-pytestmark = [pytest.mark.booted, pytest.mark.slow, pytest.mark.timeout(900)]  # whoever comes first waits for debootstrap
+pytestmark = [pytest.mark.booted, pytest.mark.slow, pytest.mark.timeout(900)]  # the first waits for debootstrap
 
 STILL_DEG = 1.0
 """Two goals this close are the same pose: rounding to encoder counts, and what a joint sags under its load."""

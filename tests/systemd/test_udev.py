@@ -8,7 +8,7 @@ from agent.install import source
 from agent.install.plan import UDEV_RULES
 from tests.systemd.bench import Bench
 
-pytestmark = [pytest.mark.booted, pytest.mark.slow, pytest.mark.timeout(900)]  # whoever comes first waits for debootstrap
+pytestmark = [pytest.mark.booted, pytest.mark.slow, pytest.mark.timeout(900)]  # the first waits for debootstrap
 
 HUB = "/devices/pci0000:00/0000:00:14.0/usb1"
 
