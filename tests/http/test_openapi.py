@@ -29,6 +29,8 @@ from agent.station import Station
 from tests.daemon.fake_arm import FakeArm, fake_arm
 from tests.http.conftest import CAMERA
 
+pytestmark = pytest.mark.fuzz
+
 EXAMPLES = 15
 ENDLESS = ("live", "cameras.stream")
 """Streams, which test_live.py and test_cameras.py read."""
