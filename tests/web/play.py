@@ -48,6 +48,7 @@ from agent.messages import (
 )
 from agent.robot.calibration import JointCalibration, save
 from agent.station import Station
+from agent.telemetry import configure
 from agent.transport import CommandServer, Publisher
 from tests.daemon.fake_arm import FakeArm
 
@@ -475,8 +476,8 @@ async def _orders(station: Station, arm: PlayArm, cameras: list[PlayCamera], web
                 next(camera for camera in cameras if camera._name == name).frozen = True
             case ["thaw", name]:
                 next(camera for camera in cameras if camera._name == name).frozen = False
-            case ["unverified"]:
-                arm.verified = None
+            case [("verified" | "unverified") as word]:
+                arm.verified = True if word == "verified" else None
             case ["pause"]:
                 os.kill(web, signal.SIGSTOP)
             case ["resume"]:
@@ -488,4 +489,6 @@ if __name__ == "__main__":
     where = Path(sys.argv[1])
     number = int(sys.argv[2]) if len(sys.argv) > 2 else 8642
     lease_s = float(sys.argv[3]) if len(sys.argv) > 3 else 0.4
-    asyncio.run(play(make_config(where, number, lease_s=lease_s)))
+    settings = make_config(where, number, lease_s=lease_s)
+    configure(settings.logging, "play")
+    asyncio.run(play(settings))
