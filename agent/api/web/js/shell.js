@@ -40,7 +40,7 @@ export class Shell {
 
   /** Who has control, as this page's reader would call them. */
   nameOf(lease) {
-    return lease.owner === this.session.name ? "Another page of yours" : sentence(lease.owner);
+    return lease.owner === this.session.name ? "Your other page" : sentence(lease.owner);
   }
 
   get mayControl() {

@@ -13,7 +13,7 @@ export function episodes(shell) {
   let open = null;
   let chosen = null; // number of the episode that is looked at
 
-  const search = h("input", { id: "episode-search", type: "search", placeholder: "Task or number", oninput: drawList });
+  const search = h("input", { id: "episode-search", type: "search", placeholder: "Task, number", oninput: drawList });
   const judged = h(
     "select",
     { id: "episode-judged", onchange: drawList },

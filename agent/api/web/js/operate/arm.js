@@ -112,7 +112,7 @@ function explain(status, session, theirs) {
       return "The arm moves slowly to its park pose, then torque goes off.";
     case "estop":
       return session.may_reset
-        ? status.reason
+        ? "It stays stopped. Make sure that it is safe, then reset it."
         : "Reset it at the station's own machine: `so-agent reset`, or this page there.";
     case "fault":
       return "Clear the reason, then reset.";
