@@ -17,6 +17,12 @@ from typing import Final
 from tests.systemd.root import Unavailable
 
 BOOT_S: Final = 60.0
+STOP_S: Final = 120.0
+"""For a reboot to stop the station, which its unit allows 75 s."""
+
+REBOOT: Final = 133
+"""What nspawn ends with when the machine wants to be booted again."""
+
 COMMAND_S: Final = 120.0
 LOOK_S: Final = 0.05
 
@@ -87,18 +93,15 @@ class Machine:
             env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )
         try:
-            self._wait_for_boot(before=0)
+            wait_for("the machine is up", self._is_up, BOOT_S, self.console)
         except AssertionError as error:
             raise Unavailable(f"systemd does not boot in a container here: {error}") from error
 
-    def _wait_for_boot(self, before: int) -> None:
-        def up() -> bool:
-            assert self._container
-            assert self._container.poll() is None, f"the container ended: {self.console()}"
-            self.leader = self._find_leader()
-            return self.leader not in (0, before) and self.state() in UP
-
-        wait_for("the machine is up", up, BOOT_S, self.console)
+    def _is_up(self) -> bool:
+        assert self._container
+        assert self._container.poll() is None, f"the container ended: {self.console()}"
+        self.leader = self._find_leader()
+        return self.leader != 0 and self.state() in UP
 
     def _find_leader(self) -> int:
         """The child of nspawn that is PID 1 in a namespace of its own; 0 while there is none."""
@@ -113,9 +116,11 @@ class Machine:
 
     def reboot(self) -> None:
         """As an administrator does it; services are stopped first."""
-        before = self.leader
+        assert self._container
         self.run("systemctl", "reboot", check=False)
-        self._wait_for_boot(before)
+        ended = self._container.wait(STOP_S)
+        assert ended == REBOOT, f"nspawn ended with {ended}: {self.console()}"
+        self.boot()
 
     def cut_power(self) -> None:
         """Everything ends in this instant; `boot` starts it again."""
