@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from agent.api.local import AsyncClient
 from agent.api.schemas import Problem
 from agent.clock import Clock
 from agent.config import Http, StationConfig
+from agent.telemetry import logger
 
 DESCRIPTION = """Everything that `so-agent` can do, over HTTP.
 
@@ -49,15 +51,17 @@ def create(config: StationConfig, settings: Http, clock: Clock) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group:
-            work = [
-                group.create_task(surface.live.run(), name="live"),
-                group.create_task(surface.previews.run(), name="previews"),
-                group.create_task(daemon.stay_alive("web"), name="alive"),
-            ]
-            yield
-            for task in work:
-                task.cancel()
+        work = [
+            asyncio.create_task(surface.live.run(), name="live"),
+            asyncio.create_task(surface.previews.run(), name="previews"),
+            asyncio.create_task(daemon.stay_alive("web"), name="alive"),
+        ]
+        for task in work:
+            task.add_done_callback(_end_when_failed)
+        yield
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
 
     app = FastAPI(
         title="so-agent",
@@ -85,6 +89,13 @@ def create(config: StationConfig, settings: Http, clock: Clock) -> FastAPI:
     ):
         app.include_router(routes)
     return app
+
+
+def _end_when_failed(task: asyncio.Task[None]) -> None:
+    """A page without its stream only looks alive: leave, to be started again."""
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("background work failed, the process ends", work=task.get_name(), error=repr(error))
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
