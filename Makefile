@@ -84,6 +84,10 @@ bench-tasks: rendering ## touches a minute, and what the arm is sent, beside ler
 fleet-sim: setup ## 1,000 simulated stations on one mosquitto: answers, memory, mass reconnect; 4 minutes
 	$(PYTHON) -m benchmarks.fleet_sim
 
+.PHONY: bench-surfaces
+bench-surfaces: rendering ## control loop and recording with and without an open page; 5 minutes
+	$(PYTHON) -m benchmarks.surfaces
+
 .PHONY: bench-preemption
 bench-preemption: rendering ## wanting the arm 50 times while the station trains: first tick, rounds; 40 minutes
 	$(PYTHON) -m benchmarks.preemption
