@@ -45,6 +45,7 @@ class About(Reply):
     min_free_gb: float
     dataset: str
     task_max_chars: int
+    share_statistics: Annotated[bool, Field(description="Whether mean and spread of the joints may leave, too.")]
 
 
 class Session(Reply):
@@ -136,6 +137,7 @@ def _about(config: StationConfig) -> dict[str, Any]:
         "min_free_gb": config.recording.min_free_gb,
         "dataset": config.recording.dataset,
         "task_max_chars": TASK_MAX_CHARS,
+        "share_statistics": config.federation.share_statistics,
     }
 
 

@@ -70,7 +70,10 @@ export function learning(shell) {
     h(
       "ul.leaves",
       {},
-      h("li", { data: { leaves: "yes" } }, "An adapter: some megabytes of numbers that change the policy. Also how many rows it was made from."),
+      h("li", { data: { leaves: "yes" } }, "An adapter: some megabytes of numbers that change the policy. With it, how many rows it was made from, and losses."),
+      shell.session.about.share_statistics
+        ? h("li", { data: { leaves: "yes" } }, "Mean and spread of your arm's joints: federation.share_statistics is on.")
+        : null,
       h("li", { data: { leaves: "no" } }, "No picture, no video, no joint of any episode."),
       h("li", { data: { leaves: "no" } }, "No task text, no name, nothing of this page."),
     ),
