@@ -7,23 +7,28 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+
 SHOWN = """
 import os, sys
 from agent.priority import step_back, yield_to_others
+from tests.test_priority import own_group
 step_back() if sys.argv[1] == "back" else yield_to_others(5)
-group = open("/proc/self/autogroup").read().split()[-1] if os.path.exists("/proc/self/autogroup") else "-"
-print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), group, open("/proc/self/oom_score_adj").read())
+print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), own_group(), open("/proc/self/oom_score_adj").read())
 """
 
 
 def shown(what: str, leads: bool) -> list[str]:
     command = [sys.executable, "-c", SHOWN, what]
-    return subprocess.run(command, start_new_session=leads, capture_output=True, text=True, check=True).stdout.split()
+    ran = subprocess.run(command, start_new_session=leads, capture_output=True, text=True, check=True, cwd=ROOT)
+    return ran.stdout.split()
 
 
 def own_group() -> str:
+    """Niceness of the session; "-" without autogroups, or in the root group (the first session of a machine)."""
     file = Path("/proc/self/autogroup")
-    return file.read_text().split()[-1] if file.exists() else "-"
+    words = file.read_text().split() if file.exists() else []
+    return words[-1] if words else "-"
 
 
 @pytest.mark.parametrize(("what", "nice"), [("back", 19), ("others", 5)])
