@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.config import StationConfig
+from tests.nursery import CAMERA, RECORDER, Nursery
 
 
 @pytest.fixture
@@ -17,6 +18,14 @@ def short_dir() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Has lerobot imported; recorders and cameras are forked from it."""
+    made = Nursery(tmp_path_factory.mktemp("nursery") / "children.log", RECORDER, CAMERA)
+    yield made
+    made.close()
 
 
 @pytest.fixture

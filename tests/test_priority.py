@@ -14,7 +14,8 @@ import os, sys
 from agent.priority import step_back, yield_to_others
 from tests.test_priority import own_group
 step_back() if sys.argv[1] == "back" else yield_to_others(5)
-print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), own_group(), open("/proc/self/oom_score_adj").read())
+prey = open("/proc/self/oom_score_adj").read()
+print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), own_group(), prey)
 """
 
 

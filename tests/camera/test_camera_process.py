@@ -1,10 +1,7 @@
 """The real camera process with lerobot's own ZMQCamera, served by a publisher that speaks its protocol."""
 
 import base64
-import contextlib
 import json
-import os
-import signal
 import socket
 import threading
 import time
@@ -21,11 +18,10 @@ from lerobot.cameras import CameraConfig
 from agent.config import StationConfig
 from agent.errors import BadInput, Exit
 from agent.messages import CameraReport, CameraState, FrameHeader
-from agent.robot.camera import driver_config, main
+from agent.robot.camera import driver_config
 from agent.robot.camera_types import BUILT_IN, check_type, known_types
-from agent.telemetry import configure
 from agent.transport import Subscriber
-from tests.recording.forking import ended, forked
+from tests.nursery import CAMERA, Nursery
 from tests.recording.synthetic import number_in, picture
 
 WIDTH, HEIGHT = 160, 96
@@ -64,18 +60,13 @@ class Source:
 
 
 class Listener:
-    """The camera process, forked, and everything it says."""
+    """The camera process and everything it says."""
 
-    def __init__(self, config: StationConfig) -> None:
+    def __init__(self, nursery: Nursery, config: StationConfig) -> None:
         config.paths.run.mkdir(parents=True, exist_ok=True)
         self._subscriber = Subscriber(config.paths.camera_pub("front"))
         self.started = time.monotonic()
-
-        def work() -> None:
-            configure(config.logging, "camera-front")
-            main(config, "front")
-
-        self.pid = forked(work)
+        self.process = nursery.spawn("camera-front", f"{CAMERA}:main", config, camera="front")
 
     def until[T: (FrameHeader, CameraReport)](
         self, kind: type[T], wanted: Callable[[T], bool], within_s: float = 10
@@ -102,9 +93,7 @@ class Listener:
 
     def close(self) -> None:
         self._subscriber.close()
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self.process.kill()
 
 
 @pytest.fixture
@@ -115,7 +104,7 @@ def source() -> Iterator[Source]:
 
 
 @pytest.fixture
-def listen(make_config: Any) -> Iterator[Callable[..., Listener]]:
+def listen(nursery: Nursery, make_config: Any) -> Iterator[Callable[..., Listener]]:
     made: list[Listener] = []
 
     def start(port: int, **camera: Any) -> Listener:
@@ -123,7 +112,7 @@ def listen(make_config: Any) -> Iterator[Callable[..., Listener]]:
             "view": "OBS_IMAGE_1", "type": "zmq", "width": WIDTH, "height": HEIGHT, "frozen_s": 0.5, "stall_s": 0.5,
             "options": {"server_address": "127.0.0.1", "port": str(port), "camera_name": "front"},
         }  # fmt: skip
-        made.append(Listener(make_config(cameras={"front": settings | camera})))
+        made.append(Listener(nursery, make_config(cameras={"front": settings | camera})))
         return made[-1]
 
     yield start
@@ -171,7 +160,7 @@ def test_a_stalled_camera_is_reported_and_its_process_leaves_to_be_restarted(sou
     stalled_at = time.monotonic()
     report, _ = listener.until(CameraReport, lambda said: said.state is CameraState.STALLED, within_s=3)
     assert "no frame" in report.reason
-    assert ended(listener.pid, within_s=3) == Exit.DEVICE_FAULT
+    assert listener.process.ended(within_s=3) == Exit.DEVICE_FAULT
     assert time.monotonic() - stalled_at < 2.5
 
 
@@ -180,7 +169,7 @@ def test_a_camera_that_never_delivers_is_reported_while_it_is_waited_for(listen:
         unused.bind(("127.0.0.1", 0))
         listener = listen(unused.getsockname()[1])
         listener.until(CameraReport, lambda said: said.state is CameraState.STALLED, within_s=4)
-        assert ended(listener.pid, within_s=8) == Exit.DEVICE_FAULT
+        assert listener.process.ended(within_s=8) == Exit.DEVICE_FAULT
 
 
 def test_a_camera_that_is_not_plugged_in_is_tried_again_and_reported(listen: Any) -> None:
@@ -189,8 +178,8 @@ def test_a_camera_that_is_not_plugged_in_is_tried_again_and_reported(listen: Any
         CameraReport, lambda said: said.state is CameraState.CONNECTING and "so-agent-no-such" in said.reason
     )
     assert report.frames == 0
-    os.kill(listener.pid, signal.SIGTERM)
-    assert ended(listener.pid, within_s=2) == 0
+    listener.process.terminate()
+    assert listener.process.ended(within_s=2) == 0
 
 
 def test_frames_of_another_size_are_refused_with_both_sizes_named(source: Source, listen: Any) -> None:
@@ -198,15 +187,15 @@ def test_frames_of_another_size_are_refused_with_both_sizes_named(source: Source
     listener = listen(source.port)
     report, _ = listener.until(CameraReport, lambda said: "320x240" in said.reason)
     assert f"{WIDTH}x{HEIGHT}" in report.reason
-    assert ended(listener.pid, within_s=3) == Exit.BAD_INPUT
+    assert listener.process.ended(within_s=3) == Exit.BAD_INPUT
 
 
 def test_sigterm_ends_the_process_within_a_moment_even_while_streaming(source: Source, listen: Any) -> None:
     listener = listen(source.port)
     listener.until(FrameHeader, any_frame)
-    os.kill(listener.pid, signal.SIGTERM)
+    listener.process.terminate()
     before = time.monotonic()
-    assert ended(listener.pid, within_s=2) == 0
+    assert listener.process.ended(within_s=2) == 0
     assert time.monotonic() - before < 0.5
 
 
@@ -221,7 +210,7 @@ def test_an_unknown_type_is_refused_with_what_is_allowed(make_config: Any, liste
         check_type("front", "kinect")
     listener = listen(1, type="kinect")
     listener.until(CameraReport, lambda said: "kinect" in said.reason)
-    assert ended(listener.pid, within_s=3) == Exit.BAD_INPUT
+    assert listener.process.ended(within_s=3) == Exit.BAD_INPUT
 
 
 @pytest.mark.parametrize(

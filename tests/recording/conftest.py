@@ -1,23 +1,17 @@
-"""The real recorder process on a synthetic station. lerobot is imported once; recorders are forked."""
+"""The real recorder process on a synthetic station."""
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 from agent.config import StationConfig
 from agent.errors import AgentError
 from agent.messages import RecorderQuery, RecorderReply, RecorderReport, RecorderState
-from agent.robot.recording.process import main
-from agent.telemetry import configure
 from agent.transport import CommandClient
-from tests.recording.forking import ended, forked
+from tests.nursery import RECORDER, Child, Nursery
 
 TWO_CAMERAS = {
     "wrist": {"view": "OBS_IMAGE_2", "type": "zmq", "width": 96, "height": 64},
@@ -26,21 +20,31 @@ TWO_CAMERAS = {
 
 
 class RecorderProcess:
-    """The recorder, forked, with a client on its command socket."""
+    """The recorder, with a client on its command socket."""
 
-    def __init__(self, config: StationConfig) -> None:
+    def __init__(self, nursery: Nursery, config: StationConfig) -> None:
         self.config = config
-        self.pid = 0
+        self._nursery = nursery
+        self._child: Child | None = None
         self._client: CommandClient[RecorderReport] = CommandClient(config.paths.recorder_ctl, RecorderReply)
 
-    def start(self, wait_s: float = 20) -> "RecorderProcess":
-        def work() -> None:
-            configure(self.config.logging, "recorder")
-            main(self.config)
+    @property
+    def pid(self) -> int:
+        assert self._child
+        return self._child.pid
 
-        self.pid = forked(work)
+    def start(self, wait_s: float = 20) -> "RecorderProcess":
+        self._child = self.another()
         self.until(lambda report: report.state is not RecorderState.STARTING, wait_s)
         return self
+
+    def another(self) -> Child:
+        """A process of the same configuration, about which nothing is assumed."""
+        return self._nursery.spawn("recorder", f"{RECORDER}:main", self.config)
+
+    def printed(self) -> str:
+        """What every recorder so far has logged."""
+        return self._nursery.log.read_text()
 
     def ask(self, command: Any, timeout_s: float = 5) -> RecorderReport:
         return self._client.ask(command, timeout_s)
@@ -68,16 +72,13 @@ class RecorderProcess:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+        if self._child:
+            self._child.kill()
 
     def stop(self) -> int:
-        os.kill(self.pid, signal.SIGTERM)
-        status = ended(self.pid)
-        self.pid = 0
-        return status
+        assert self._child
+        self._child.terminate()
+        return self._child.ended()
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def config(make_config: Any) -> StationConfig:
 
 
 @pytest.fixture
-def recorder(config: StationConfig) -> Iterator[RecorderProcess]:
-    process = RecorderProcess(config)
+def recorder(nursery: Nursery, config: StationConfig) -> Iterator[RecorderProcess]:
+    process = RecorderProcess(nursery, config)
     yield process
     process.kill()

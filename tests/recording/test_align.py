@@ -70,6 +70,21 @@ def test_rows_have_every_camera_and_the_newest_frame_whatever_the_order_of_arriv
             before[name] = newest
 
 
+def test_a_frame_that_one_row_had_early_is_there_for_a_row_before_its_time() -> None:
+    """At 200 rows a second, where a row is shorter than what a frame may be early."""
+    aligner: Aligner[int] = Aligner({"front": STALE_NS}, WAIT_NS)
+    for number, at in enumerate((0, 108)):
+        aligner.add_frame("front", Shot(number, at * NS_PER_MS, at))
+    for at in (0, 100, 105):
+        aligner.add_tick(tick(at * NS_PER_MS))
+    rows = list(aligner.rows(1_000 * NS_PER_MS))
+    assert [(row.seen["front"].shot.frame, row.seen["front"].repeat) for row in rows] == [
+        (0, False),
+        (108, False),
+        (108, True),
+    ]
+
+
 def test_a_camera_in_phase_with_the_loop_gives_a_new_frame_to_every_row() -> None:
     """Frames jitter by two milliseconds around the very moment of the tick."""
     aligner: Aligner[int] = Aligner({"front": STALE_NS}, WAIT_NS)

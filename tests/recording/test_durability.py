@@ -23,36 +23,23 @@ from agent.robot.recording.index import DatasetIndex
 from agent.robot.recording.journal import Finished, Journal, read_rows
 from agent.robot.recording.repair import rebuild, repair
 from agent.robot.recording.video import count_frames, cut_torn_tail
-from tests.recording.forking import ended, forked
+from tests.nursery import Nursery
 from tests.recording.made import header, journal, numbers, opened
 from tests.recording.synthetic import joints, picture
 
 ROWS = 6
 
 
-class Killer:
-    """Ends the process before the n-th file operation."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.steps = 0
-
-    def __call__(self, step: str) -> None:
-        if self.steps == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.steps += 1
-
-
-def repaired_until_killed(config: StationConfig, at: int) -> bool:
+def repaired_until_killed(nursery: Nursery, config: StationConfig, at: int) -> bool:
     """Repair in a child that is killed at step `at`. True when it got through."""
-    status = ended(forked(lambda: repair(config, Disk(Killer(at)))), within_s=30)
+    status = nursery.spawn("repair", "tests.recording.killed:repair_until", config, at=at).ended(within_s=30)
     assert status in (0, -signal.SIGKILL)
     return status == 0
 
 
 @pytest.mark.parametrize(("committed_before", "stride"), [(0, 4), (1, 1)])
 def test_a_commit_killed_at_any_step_is_whole_after_repair_and_opens_before(
-    make_config: Any, committed_before: int, stride: int
+    nursery: Nursery, make_config: Any, committed_before: int, stride: int
 ) -> None:
     config: StationConfig = make_config()
     for number in range(committed_before):
@@ -69,7 +56,7 @@ def test_a_commit_killed_at_any_step_is_whole_after_repair_and_opens_before(
     seen: set[str] = set()
     while not through:
         shutil.copytree(template, config.state_dir)
-        through = repaired_until_killed(config, at)
+        through = repaired_until_killed(nursery, config, at)
         state = visible(dataset)
         if (dataset / "meta" / "info.json").exists():  # before that there is no dataset yet
             if state not in seen:

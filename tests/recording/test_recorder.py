@@ -28,9 +28,8 @@ from agent.robot.recording.align import NEAR_NS
 from agent.robot.recording.check import check
 from agent.robot.recording.index import DatasetIndex, frames_path
 from agent.robot.recording.journal import journals
-from agent.robot.recording.process import main
+from tests.nursery import Nursery
 from tests.recording.conftest import TWO_CAMERAS, RecorderProcess
-from tests.recording.forking import ended, forked
 from tests.recording.made import numbers, opened
 from tests.recording.synthetic import SyntheticStation, number_in
 
@@ -297,18 +296,17 @@ def test_commands_that_make_no_sense_now_are_refused(config: StationConfig, reco
 
 
 def test_a_second_recorder_is_refused_and_names_the_first(
-    config: StationConfig, recorder: RecorderProcess, capfd: pytest.CaptureFixture[str]
+    recorder: RecorderProcess,
 ) -> None:
     recorder.start()
-    second = forked(lambda: main(config))
-    assert ended(second) == Exit.REFUSED
-    assert f"in use by process {recorder.pid}" in "".join(capfd.readouterr())
+    assert recorder.another().ended() == Exit.REFUSED
+    assert f"in use by process {recorder.pid}" in recorder.printed()
     assert recorder.ask(RecorderQuery()).state is RecorderState.READY
 
 
-def test_little_free_disk_refuses_an_episode_with_both_numbers(make_config: Any) -> None:
+def test_little_free_disk_refuses_an_episode_with_both_numbers(nursery: Nursery, make_config: Any) -> None:
     config = make_config(cameras=TWO_CAMERAS, recording={"min_free_gb": 1_000_000})
-    recorder = RecorderProcess(config)
+    recorder = RecorderProcess(nursery, config)
     try:
         with SyntheticStation(config):
             recorder.start()
@@ -318,13 +316,15 @@ def test_little_free_disk_refuses_an_episode_with_both_numbers(make_config: Any)
         recorder.kill()
 
 
-def test_a_dataset_of_other_cameras_is_not_mixed_with(config: StationConfig, recorder: RecorderProcess) -> None:
+def test_a_dataset_of_other_cameras_is_not_mixed_with(
+    nursery: Nursery, config: StationConfig, recorder: RecorderProcess
+) -> None:
     with SyntheticStation(config):
         recorder.start()
         record(recorder, 5)
         recorder.stop()
         one = config.model_copy(update={"cameras": {"front": config.cameras["front"]}})
-        other = RecorderProcess(one)
+        other = RecorderProcess(nursery, one)
         try:
             other.start()
             with pytest.raises(BadInput, match=r"has observation\.images\.wrist, this station has not"):
@@ -347,10 +347,12 @@ def small_disk(short_dir: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_ends_the_episode_and_loses_nothing(small_disk: Path, make_config: Any) -> None:
+def test_a_disk_that_fills_up_ends_the_episode_and_loses_nothing(
+    nursery: Nursery, small_disk: Path, make_config: Any
+) -> None:
     cameras = {"front": {"view": "OBS_IMAGE_1", "type": "zmq", "width": 320, "height": 240}}
     config = make_config(cameras=cameras, recording={"min_free_gb": 0, "crf": 5}, state_dir=str(small_disk / "s"))
-    recorder = RecorderProcess(config)
+    recorder = RecorderProcess(nursery, config)
     try:
         with SyntheticStation(config, busy=True):
             recorder.start()
@@ -375,7 +377,7 @@ def test_a_disk_that_fills_up_ends_the_episode_and_loses_nothing(small_disk: Pat
 
 
 def test_a_read_only_folder_is_said_in_a_sentence(
-    config: StationConfig, recorder: RecorderProcess, capfd: pytest.CaptureFixture[str], request: Any
+    config: StationConfig, recorder: RecorderProcess, request: Any
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("a read-only mount needs root")
@@ -387,8 +389,9 @@ def test_a_read_only_folder_is_said_in_a_sentence(
             recorder.start_episode(StartEpisode(task="move"), within_s=2)
         recorder.stop()
     mount_read_only(config.paths.state, request)
-    assert ended(forked(lambda: main(config))) == Exit.BAD_INPUT
-    assert "Read-only file system" in "".join(capfd.readouterr())
+    before = len(recorder.printed())
+    assert recorder.another().ended() == Exit.BAD_INPUT
+    assert "Read-only file system" in recorder.printed()[before:]
 
 
 def mount_read_only(folder: Path, request: Any) -> None:

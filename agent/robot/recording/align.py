@@ -114,9 +114,11 @@ class Aligner[F]:
         for camera, shots in self._shots.items():
             while len(shots) > 1 and shots[1].capture_ns <= tick.read_ns:
                 shots.popleft()
-            if not shots or shots[0].capture_ns > tick.read_ns:
+            if not shots:
                 return None
             again = self._previous.get(camera) == shots[0].capture_ns
+            if shots[0].capture_ns > tick.read_ns and not again:  # the previous row may have had it ahead of its time
+                return None
             if again and len(shots) > 1 and shots[1].capture_ns <= tick.read_ns + NEAR_NS:
                 shots.popleft()
                 again = False
