@@ -6,7 +6,8 @@ import faulthandler
 import fcntl
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+import stat
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from agent import delegation
@@ -34,11 +35,20 @@ async def _serve(config: StationConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, station.stop_requested.set)
-    async with local.serve(config.paths.agent_socket, station.handle):
+    async with local.serve(config.paths.agent_socket, station.handle, socket_mode(config.paths.run, os.environ)):
         logger.info("agent started", station=config.station, socket=str(config.paths.agent_socket), pid=os.getpid())
         async with _watched(station):
             await station.run()
     logger.info("agent stopped")
+
+
+def socket_mode(folder: Path, environment: Mapping[str, str]) -> int:
+    """Who may ask the agent: its own account; and the group, where a service manager has made the folder for one."""
+    made = [Path(path) for path in environment.get("RUNTIME_DIRECTORY", "").split(":")]
+    if folder not in made:
+        return local.OWNER_ONLY
+    for_a_group = folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) == stat.S_IXGRP
+    return local.OWNER_AND_GROUP if for_a_group else local.OWNER_ONLY
 
 
 @contextlib.asynccontextmanager

@@ -5,8 +5,9 @@
     <- {"ok": true, "result": {...}}
     <- {"ok": false, "code": "refused", "message": "...", "hint": "..."}
 
-Who may open the socket may move the arm: it lies in a folder of mode 0700 and is itself 0600, so the
-file system is the authentication.
+Who may open the socket may move the arm: it lies in a folder of mode 0700 and is itself 0600 (0750 and 0660 for the
+members of a service's group), so the file system is the authentication. What a request says of itself can only take
+rights away: `via` makes it a remote one, which needs a lease to move the arm.
 """
 
 import asyncio
@@ -27,6 +28,9 @@ MAX_LINE_BYTES: Final = 256 * 1024
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """A list of a hundred thousand episodes."""
 
+OWNER_ONLY: Final = 0o600
+OWNER_AND_GROUP: Final = 0o660
+
 EVENTS_SILENCE_S: Final = 10.0
 """The agent says something every 2 s to those who follow its events."""
 
@@ -39,46 +43,48 @@ type Handler = Callable[[str, dict[str, Any], Progress], Awaitable[dict[str, Any
 
 
 @contextlib.asynccontextmanager
-async def serve(path: Path, handle: Handler) -> AsyncIterator[None]:
-    """Answer on `path` while the context is open."""
+async def serve(path: Path, handle: Handler, mode: int = OWNER_ONLY) -> AsyncIterator[None]:
+    """Answer on `path` while the context is open. `mode` is the socket's."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.unlink(missing_ok=True)
-    before = os.umask(0o177)
+    conversations: set[asyncio.Task[None]] = set()
+
+    # Not a coroutine: asyncio's own task for one complains loudly when it is cancelled.
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversation = asyncio.create_task(_converse(handle, reader, writer), name="conversation")
+        conversations.add(conversation)
+        conversation.add_done_callback(conversations.discard)
+
+    before = os.umask(~mode & 0o777)
     try:
-        writers: set[asyncio.StreamWriter] = set()
-        server = await asyncio.start_unix_server(_connection(handle, writers), path, limit=MAX_LINE_BYTES)
+        server = await asyncio.start_unix_server(accept, path, limit=MAX_LINE_BYTES)
     finally:
         os.umask(before)
     try:
         yield
     finally:
         server.close()
-        for writer in writers:  # a client that waits for progress must not keep the agent from stopping
-            writer.close()
+        ending = [*conversations]
+        for conversation in ending:  # a client that waits for progress must not keep the agent from stopping
+            conversation.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         path.unlink(missing_ok=True)
 
 
-def _connection(
-    handle: Handler, writers: set[asyncio.StreamWriter]
-) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async def send(line: bytes) -> None:
-            writer.write(line + b"\n")
-            await writer.drain()
+async def _converse(handle: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send(line: bytes) -> None:
+        writer.write(line + b"\n")
+        await writer.drain()
 
-        async def progress(event: dict[str, Any]) -> None:
-            await send(json.dumps({"progress": event}).encode())
+    async def progress(event: dict[str, Any]) -> None:
+        await send(json.dumps({"progress": event}).encode())
 
-        writers.add(writer)
-        try:
-            with contextlib.suppress(ConnectionError):  # a client that hangs up ends only its own conversation
-                while line := await _read_line(reader, send):
-                    await send(await _answer(handle, line, progress))
-        finally:
-            writers.discard(writer)
-            writer.close()
-
-    return connection
+    try:
+        with contextlib.suppress(ConnectionError):  # a client that hangs up ends only its own conversation
+            while line := await _read_line(reader, send):
+                await send(await _answer(handle, line, progress))
+    finally:
+        writer.close()
 
 
 async def _read_line(reader: asyncio.StreamReader, send: Callable[[bytes], Awaitable[None]]) -> bytes:

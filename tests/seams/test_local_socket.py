@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.api.local import MAX_LINE_BYTES, Client, Progress, serve
+from agent.api.local import MAX_LINE_BYTES, OWNER_AND_GROUP, Client, Progress, serve
 from agent.errors import AgentError, BadInput, NotRunning, Refused
 
 
@@ -73,6 +73,33 @@ async def test_only_the_owner_may_open_the_socket(short_dir: Path) -> None:
     async with serve(short_dir / "run" / "s", handle):
         assert stat.S_IMODE((short_dir / "run" / "s").stat().st_mode) == 0o600
         assert stat.S_IMODE((short_dir / "run").stat().st_mode) == 0o700
+
+
+async def test_a_group_may_open_it_where_that_is_wanted(short_dir: Path) -> None:
+    async with serve(short_dir / "s", handle, OWNER_AND_GROUP):
+        assert stat.S_IMODE((short_dir / "s").stat().st_mode) == 0o660
+
+
+def test_an_agent_that_stops_hangs_up_on_those_who_follow_it_and_says_nothing(
+    short_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def follow() -> None:
+        begun = asyncio.Event()
+
+        async def for_ever(verb: str, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+            await progress({"last": 0})
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with serve(short_dir / "s", for_ever):
+            told = asyncio.create_task(call(short_dir / "s", "events"))
+            await begun.wait()
+        with pytest.raises(NotRunning, match="hung up"):
+            await told
+
+    asyncio.run(follow())
+    assert caplog.records == []
 
 
 def test_no_agent_is_said_in_a_sentence(short_dir: Path) -> None:
