@@ -130,6 +130,11 @@ def test_the_stamp_of_timesyncd_is_believed_for_a_while(tmp_path: Path) -> None:
     assert not answer.good
 
 
+def test_every_way_to_learn_about_the_clock_is_tried() -> None:
+    """A service may not ask the kernel, and a small board may have no timedatectl."""
+    assert Timekeeping()._sources == (from_kernel, from_timedatectl, from_timesyncd)
+
+
 def test_a_clock_nobody_can_judge_is_not_believed() -> None:
     keeping = Timekeeping((lambda: None,))
     assert not keeping.synchrony.good

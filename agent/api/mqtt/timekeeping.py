@@ -97,6 +97,7 @@ def from_timesyncd(stamp: Path = TIMESYNCD_STAMP) -> Synchrony | None:
 
 
 SOURCES: Final = (from_kernel, from_timedatectl, from_timesyncd)
+"""The second and the third are for a service: ProtectClock= forbids the system call even to those who only ask."""
 
 
 class Timekeeping:
@@ -104,7 +105,7 @@ class Timekeeping:
 
     def __init__(
         self,
-        sources: tuple[Callable[[], Synchrony | None], ...] = (from_kernel, from_timedatectl),
+        sources: tuple[Callable[[], Synchrony | None], ...] = SOURCES,
         trusted: bool = False,
     ) -> None:
         """`trusted`: something that nobody here can ask keeps the clock right, e.g. a hypervisor."""
