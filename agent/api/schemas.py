@@ -235,6 +235,7 @@ class TaskStatus(Reply):
     duration_s: float | None
     interventions: int
     recording: bool
+    unattended: Annotated[bool, Field(description="Goes on when control is given back or lost.")]
 
 
 class Child(Reply):
@@ -265,6 +266,7 @@ class Status(Reply):
     mode: Mode
     reason: str
     lease: LeaseStatus | None
+    loading: Annotated[str | None, Field(description="The policy that a task waits for, before it begins.")]
     recording: RecordingStatus | None
     task: TaskStatus | None
     last_task: TaskStatus | None
@@ -338,9 +340,11 @@ class Verb:
 VERBS: Final[dict[str, Verb]] = {
     "status": Verb(Nothing, Access.LOOK, "The whole station in one object.", Status),
     "estop": Verb(Estop, Access.STOP, "Emergency stop: latched, read back from the servos.", Stopped),
-    "hold": Verb(Nothing, Access.CONTROL, "Stop moving, keep torque on."),
+    "hold": Verb(Nothing, Access.CONTROL, "Stop moving, with torque on."),  # switches it on, if the arm was limp
     "teleop.start": Verb(Nothing, Access.MOVE, "Move slowly onto the leader's pose, then follow it."),
-    "teleop.stop": Verb(Nothing, Access.STOP, "Stop following; the arm holds."),
+    "teleop.stop": Verb(
+        Nothing, Access.STOP, "Stop following; the arm holds. A task that was taken over goes on, which needs control."
+    ),
     "park": Verb(Nothing, Access.MOVE, "Move slowly to the park pose, then switch torque off."),
     "release": Verb(Release, Access.MOVE, "Switch torque off right here. The arm drops."),
     "reset": Verb(Nothing, Access.MOVE, "Clear an e-stop or a fault after its reason is gone."),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.api.local import AsyncClient, serve
+from agent.api.schemas import VERBS, Access
 from agent.clock import SystemClock
 from agent.config import StationConfig
 from agent.errors import AgentError, DeviceFault, NoControl, Refused
@@ -90,6 +91,30 @@ async def test_nothing_moves_from_a_distance_without_the_lease(bench: Bench, ver
         with pytest.raises(NoControl):
             await bench.page.call(verb, args | lease)
     assert len(bench.arm.drives) == asked
+
+
+def test_surfaces_ask_for_the_lease_exactly_where_the_daemon_does() -> None:
+    assert {verb for verb, about in VERBS.items() if about.access is Access.MOVE} == {verb for verb, _ in NEED_A_LEASE}
+
+
+@pytest.mark.parametrize("verb", [verb for verb, about in VERBS.items() if about.access is not Access.MOVE])
+async def test_what_needs_no_lease_is_never_refused_for_one(bench: Bench, verb: str) -> None:
+    args = {"episode": 0} if verb.startswith("episodes.") and verb != "episodes.list" else {}
+    refused: AgentError | None = None
+    try:
+        await bench.page.call(verb, args)
+    except AgentError as error:  # what is to be stopped may not be there
+        refused = error
+    assert not isinstance(refused, NoControl)
+
+
+@pytest.mark.parametrize("via", [None, "", "web"])
+async def test_no_request_can_say_itself_that_it_comes_from_here(bench: Bench, via: str | None) -> None:
+    """What a surface adds stands above what came with the request."""
+    with pytest.raises(AgentError) as refused:
+        await bench.page.call("teleop.start", {"via": via})
+    assert isinstance(refused.value, NoControl)
+    assert bench.arm.drive is Drive.LIMP
 
 
 async def test_a_token_without_a_surface_is_held_to_its_lease_as_well(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.api.http.diagnostics import HIDDEN, without_secrets
 from agent.api.http.metrics import exposition
+from agent.api.schemas import Status
 from agent.config import StationConfig
 from tests.cli.test_status import STATUS
 from tests.http.conftest import Bench
@@ -25,6 +26,12 @@ async def test_health_says_that_the_agent_is_gone(bench: Bench, config: StationC
     config.paths.agent_socket.unlink()
     answer = await bench.http.get("/healthz")
     assert (answer.status_code, answer.json()["code"]) == (503, "not-running")
+
+
+async def test_the_status_has_the_keys_that_are_described_and_no_other(bench: Bench) -> None:
+    status = (await bench.http.get("/api/v1/status")).json()
+    assert list(Status.model_validate(status).model_extra or {}) == []
+    assert status.keys() == Status.model_fields.keys()
 
 
 async def test_metrics_are_prometheus_text(bench: Bench) -> None:

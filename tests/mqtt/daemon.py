@@ -111,6 +111,7 @@ class FakeDaemon:
     def status(self) -> dict[str, Any]:
         nothing = (
             "lease",
+            "loading",
             "recording",
             "task",
             "last_task",

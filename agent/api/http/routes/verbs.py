@@ -14,7 +14,7 @@ from agent.api.stop import stop
 
 ABOUT: Final = {
     Access.MOVE: "Needs control: take a lease first, and renew it.",
-    Access.CONTROL: "Needs a token that may control, and no lease: others are stopped by it, too.",
+    Access.CONTROL: "Needs a token that may control, because it may switch torque on; and no lease.",
     Access.STOP: "Whoever may see the arm may do this; it needs no lease.",
 }
 
