@@ -1,12 +1,14 @@
 """What every command has in common: where the agent is, how a result and an error are shown."""
 
+import inspect
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args, get_type_hints
 
 import click
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.models import ArgumentInfo
 
 from agent.cli.locate import Station
 from agent.errors import AgentError
@@ -83,10 +85,22 @@ def _common_options(root: bool) -> list[click.Parameter]:
     ]
 
 
+def _give_help_back(arguments: Sequence[click.Parameter], function: Callable[..., Any]) -> None:
+    """To positional arguments. Click 8.5 has a `help` of its own for them, and clears the one of Typer 0.20, beyond
+    which Flower does not go."""
+    hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+    for argument in arguments:
+        if isinstance(argument, TyperArgument) and argument.help is None:
+            about = get_args(hints.get(argument.name or ""))
+            argument.help = next((one.help for one in about if isinstance(one, ArgumentInfo)), None)
+
+
 class Command(TyperCommand):
     """A command with the common options; the errors of the family become sentences and exit codes."""
 
     def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **kwargs: Any) -> None:
+        if function := kwargs.get("callback"):
+            _give_help_back(params or [], function)
         super().__init__(*args, params=[*(params or []), *_common_options(root=False)], **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -16,7 +16,7 @@ from scripts.docs import command_line, configuration, dialect, modules, routes, 
 
 REFERENCE = "reference/"
 PYTHON = f"{REFERENCE}python/"
-COMING = {"page.md", "http-api.md", "federation-proof.md"}
+COMING = {"federation-proof.md"}
 """Pages that others lead to before they are there."""
 
 ICON = ROOT / "agent" / "api" / "web" / "icon.svg"

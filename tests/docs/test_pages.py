@@ -93,6 +93,12 @@ def test_every_command_has_a_sentence_and_an_example_that_is_understood() -> Non
             assert _understood(example) is None, example
 
 
+def test_everything_that_can_be_given_to_a_command_is_explained() -> None:
+    for words, command in command_line.commands():
+        unsaid = [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
+        assert unsaid == [], words
+
+
 def test_the_guide_to_the_command_line_tells_of_every_command() -> None:
     guide = (ROOT / "docs" / "command-line.md").read_text("utf-8")
     told = [line for line in guide.splitlines() if line.startswith("| `")]
