@@ -240,7 +240,7 @@ class Federation(_Model):
 
     idle_min: Annotated[float, Field(ge=0)] = 10.0  # minutes in which nobody wanted the arm
     hours: tuple[Annotated[str, Field(pattern=HOURS_PATTERN)], ...] = ()  # 22:00-06:00, local time; none: always
-    min_free_memory_gb: Annotated[float, Field(ge=0)] = 3.0
+    min_free_memory_gb: Annotated[float, Field(ge=0)] | None = None  # None: what a trainer of the policy in use takes
     min_free_disk_gb: Annotated[float, Field(ge=0)] = 5.0
     max_servo_c: Annotated[float, Field(ge=20, le=80)] = 50.0
     memory_max_gb: Annotated[float, Field(gt=0)] | None = None  # of everything federated; None: half of the machine's

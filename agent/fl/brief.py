@@ -40,6 +40,7 @@ class Brief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ledger: str = ""  # file that outlives everything: what privacy was spent; without one, no run with noise is joined
     privacy: Privacy | None = None
     share_statistics: bool = False  # count, mean and spread of the joints may leave, besides adapters and metrics
+    memory_max_bytes: int = 0  # of everything federated here; 0: no limit
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -33,7 +33,9 @@ class _Asked:
         self.place: Workplace = workplace(self.settings, context.node_config)
         self.base: Bundle = self.place.base(self.settings, self.terms.policy_hash)
         self.shape = Shape.of(self.settings)
-        self.arrays = from_wire(arrays_of(message), layout(self.base, self.shape).arrays)
+        plan = layout(self.base, self.shape)
+        self.arrays = from_wire(arrays_of(message), plan.arrays)
+        self.parameters = plan.policy_parameters
 
 
 @app.train()
@@ -42,6 +44,7 @@ def train(message: Message, context: Context) -> Message:
     settings = read_settings(context.run_config)
     _unless_needed(workplace(settings, context.node_config))  # before anything is read that takes time
     asked = _Asked(message, context)
+    asked.place.has_memory_for(asked.parameters)
     from agent.fl.trainer import Trainer
 
     trainer = Trainer(asked.base, asked.place, settings, asked.terms)
@@ -75,6 +78,7 @@ def evaluate(message: Message, context: Context) -> Message:
         if not kept:
             raise Declined(Decline.BUSY, NEEDED)
     elif wanted_privacy(asked.settings) is None:
+        asked.place.has_memory_for(asked.parameters)
         from agent.fl.trainer import Trainer
 
         trainer = Trainer(asked.base, asked.place, asked.settings, asked.terms)

@@ -6,13 +6,12 @@ from datetime import time
 from typing import Final
 
 from agent.config import Federation
+from agent.fl.memory import GB
 
 MINUTE_S: Final = 60.0
 
 STAY_SHARE: Final = 0.25
 """Of the memory that must be free to begin: what must be left free to go on. In between a trainer takes its part."""
-
-GB: Final = 1e9
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Surroundings:
     wanted: str | None  # why the arm is needed
     idle_s: float  # for how long it was not
     local: time
-    free_memory_bytes: int
+    free_memory_bytes: float
+    wanted_memory_bytes: float
     free_disk_bytes: int
     hottest_c: float | None
 
@@ -52,9 +52,10 @@ def against(settings: Federation, now: Surroundings, *, joined: bool) -> list[st
 
 def _resources(settings: Federation, now: Surroundings, joined: bool) -> list[str]:
     reasons = []
-    memory_gb = settings.min_free_memory_gb * (STAY_SHARE if joined else 1.0)
-    if now.free_memory_bytes < memory_gb * GB:
-        reasons.append(f"only {now.free_memory_bytes / GB:.1f} GB of memory are free, {memory_gb:.1f} are wanted")
+    wanted_bytes = now.wanted_memory_bytes * (STAY_SHARE if joined else 1.0)
+    if now.free_memory_bytes < wanted_bytes:
+        free_gb, wanted_gb = now.free_memory_bytes / GB, wanted_bytes / GB
+        reasons.append(f"only {free_gb:.1f} GB of memory are free, {wanted_gb:.1f} are wanted")
     if now.free_disk_bytes < settings.min_free_disk_gb * GB:
         reasons.append(
             f"only {now.free_disk_bytes / GB:.1f} GB of disk are free, {settings.min_free_disk_gb:g} are wanted"

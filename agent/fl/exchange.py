@@ -50,9 +50,10 @@ class Decline(IntEnum):
     NO_POLICY = 1002  # the base policy is not in this station's library
     NO_DATA = 1003  # no dataset with consent fits, or no episode is left to learn from
     NOT_AGREED = 1004  # beyond what this station's brief, or settings.py, allow
-    FAILED = 1005  # the training itself went wrong: a loss that is no number, too little memory
+    FAILED = 1005  # the training itself went wrong: a loss that is no number
     SPENT = 1006  # this station's privacy budget does not last for another round
     OTHER_VERSION = 1007  # server and station speak different versions of this exchange
+    NO_MEMORY = 1008  # the policy is too large for what this station gives
 
     @property
     def sentence(self) -> str:
@@ -68,6 +69,7 @@ SENTENCES: Final = {
     Decline.FAILED: "It went wrong on this station, whose log says why.",
     Decline.SPENT: "The privacy budget of this station does not last for another round.",
     Decline.OTHER_VERSION: "This station speaks another version.",
+    Decline.NO_MEMORY: "The policy takes more memory than this station gives.",
 }
 
 

@@ -22,9 +22,10 @@ from agent.errors import AgentError, BadInput
 from agent.fl.brief import Brief, Privacy, Progress
 from agent.fl.candidate import Job
 from agent.fl.comparison import Comparison
-from agent.fl.conditions import GB, Surroundings, against
+from agent.fl.conditions import Surroundings, against
 from agent.fl.desk import Desk
 from agent.fl.membership import Membership
+from agent.fl.memory import Wanted, free_bytes
 from agent.fl.node import Node, NodeState
 from agent.fl.promotion import Promotion
 from agent.telemetry import logger
@@ -49,6 +50,7 @@ class Federation:
         self._settings = config.federation
         self.membership = Membership(config, clock)
         self.node = Node(config, self.membership, clock, self._work, desk.tell)
+        self._memory = Wanted(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._used_ns = clock.now_ns()
         self._waived = False  # a person does not want to wait until the station has been idle for long
@@ -89,7 +91,7 @@ class Federation:
         self._comparison.end()
         if self.node.state is NodeState.OFF and not self.node.wanted:
             return
-        short = _free_memory() < self._settings.min_free_memory_gb * GB
+        short = _free_memory() < self._memory.bytes()
         self.node.yield_now(f"the arm is needed: {cause}", grace=not short)
         self._desk.training(None)
         logger.info("federation makes way", cause=cause, state=self.node.state)
@@ -125,7 +127,11 @@ class Federation:
             "preempted": node.preempted,
             "refused": node.refused or None,
             "peak_mb": node.peak_mb,
-            "isolation": {"by": node.room.kind, "limits": node.room.limits},
+            "isolation": {
+                "by": node.room.kind,
+                "limits": node.room.limits,
+                "trainer": msgspec.structs.asdict(node.shelter) if node.shelter else None,
+            },
             "promotion": self.promotion.status() | {"comparing": self._comparison.running},
         }
 
@@ -174,6 +180,7 @@ class Federation:
             idle_s=float("inf") if self._waived else idle_s,
             local=datetime.fromtimestamp(self._clock.wall_s()).time(),
             free_memory_bytes=_free_memory(),
+            wanted_memory_bytes=self._memory.bytes(),
             free_disk_bytes=_free_disk(self._config.paths.state),
             hottest_c=self._desk.hottest_c(),
         )
@@ -195,6 +202,7 @@ class Federation:
             ledger=str(folders.ledger.absolute()),
             privacy=Privacy(**privacy.model_dump()) if privacy else None,
             share_statistics=settings.share_statistics,
+            memory_max_bytes=self.node.room.memory_max_bytes,
         )
         if brief != self._brief or not folders.brief.exists():
             self.node.tell(brief)
@@ -342,12 +350,8 @@ def _only(args: dict[str, Any]) -> None:
         raise BadInput(f"Unknown argument{'s' if len(args) > 1 else ''}: {', '.join(sorted(args))}.")
 
 
-def _free_memory() -> int:
-    """Bytes that a new process could have, on this machine and in this service."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _free_memory() -> float:
+    return free_bytes()
 
 
 def _free_disk(folder: Path) -> int:

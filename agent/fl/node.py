@@ -22,18 +22,17 @@ from agent.config import StationConfig
 from agent.fl import brief, reach
 from agent.fl.brief import Brief
 from agent.fl.diary import ACTIVATION_REFUSED, Diary
+from agent.fl.leaving import Leaving
 from agent.fl.membership import Membership
 from agent.fl.room import Room
-from agent.fl.supernode import STOP_S, Folders, SuperNode
+from agent.fl.shelter import Found
+from agent.fl.supernode import Folders, SuperNode
 from agent.telemetry import logger
 
 LOOK_S: Final = 0.25
 
 FREEZE_S: Final = 2.0
 """Torque, the first ticks, and the begin of loading a policy. Flower takes a trainer for dead after some 37 s."""
-
-END_S: Final = 10.0
-"""From asking a trainer to reply that it was busy to ending it: torch may be in the middle of a step."""
 
 SESSION_S: Final = 65.0
 """How long the fleet remembers a SuperNode that was killed: two heartbeats of 30 s."""
@@ -95,17 +94,6 @@ class Since:
         return seconds(now_ns - self._ns)
 
 
-@dataclass
-class Leaving:
-    """A session that comes to its end, step by step."""
-
-    reason: str
-    deadline_ns: int  # for the reply
-    thaw_ns: int | None = None  # the trainer stands still until then
-    asked_ns: int | None = None  # to reply that it was busy
-    stopped_ns: int | None = None  # the SuperNode was told to go
-
-
 class Node:
     """Owned by Federation. Everything but `run` returns at once."""
 
@@ -134,6 +122,7 @@ class Node:
         self._measured_ns = 0
         self.state = NodeState.OFF
         self.reason = ""
+        self.shelter: Found | None = None  # of trainers, as of the last session
         self.peak_mb: int | None = None
         self._messages = 0  # of earlier sessions
         self.preempted = 0
@@ -244,6 +233,9 @@ class Node:
                 await supernode.sign_off(enrolment.superlink, self._membership, self._orphan)
                 self._orphan = None
             self._enter(NodeState.JOINING, f"joining the fleet at {enrolment.superlink}")
+            self.shelter = await supernode.look_inside()
+            if self.shelter.problem or not self._wanted.is_set():
+                return Ended(self.shelter.problem, REFUSED_S)
             await supernode.start(enrolment.superlink, self._membership)
             await self._until_over(supernode)
         except OSError as error:
@@ -279,7 +271,8 @@ class Node:
             ):
                 await supernode.warm_up()  # between messages, or beside a trainer that is past the same imports
             if self._leaving:
-                self._drive_out(self._leaving, supernode, tenant, now_ns)
+                self._enter(NodeState.FINISHING, self._leaving.reason)
+                self._leaving.step(supernode, self.room, now_ns)
             else:
                 self._look_after(supernode, tenant, orphan_s, deaf_s)
             over, looked = asyncio.ensure_future(supernode.wait()), asyncio.ensure_future(self._look.wait())
@@ -328,28 +321,6 @@ class Node:
         now_ns = self._clock.now_ns()
         self._leaving = Leaving(why, now_ns, stopped_ns=now_ns)
         supernode.ask_to_stop()
-
-    def _drive_out(self, leaving: Leaving, supernode: SuperNode, tenant: int | None, now_ns: int) -> None:
-        """Step by step: the reply, the trainer, the SuperNode."""
-        self._enter(NodeState.FINISHING, leaving.reason)
-        if leaving.thaw_ns and now_ns >= leaving.thaw_ns and self.room.frozen:
-            self.room.thaw()
-        if leaving.stopped_ns is not None:
-            if now_ns - leaving.stopped_ns > nanoseconds(STOP_S):
-                self.room.clear()
-        elif not tenant and not supernode.diary.busy:
-            leaving.stopped_ns = now_ns
-            supernode.ask_to_stop()
-        elif leaving.asked_ns is not None:
-            if now_ns - leaving.asked_ns > nanoseconds(END_S):
-                logger.warning("the trainer does not end in time and is ended", pid=tenant)
-                self.room.end_trainer()
-                leaving.stopped_ns = now_ns
-                supernode.ask_to_stop()
-        elif now_ns >= leaving.deadline_ns:
-            self.room.thaw()
-            self.room.ask_to_end()
-            leaving.asked_ns = now_ns
 
     def _why(self, code: int, diary: Diary) -> Ended:
         """Why the SuperNode ended."""

@@ -77,13 +77,6 @@ class Room:
         """The SuperNode that lives here now."""
         self._node_pid = node_pid
 
-    def allow(self, uid: int, gid: int) -> None:
-        """Let a trainer that runs as another user enter its group."""
-        if self.node and self.trainer:
-            for path in (self.node / "cgroup.procs", self.trainer / "cgroup.procs"):
-                with contextlib.suppress(OSError):
-                    os.chown(path, uid, gid)
-
     def tenant(self) -> int | None:
         """The trainer's pid; None when none runs."""
         try:

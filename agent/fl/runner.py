@@ -4,7 +4,7 @@ Flower's SuperNode starts whatever is called `flwr-clientapp` in PATH, once for 
 * An app that is not on the station's list is refused with a sentence, before a file of it is unpacked.
 * SIGTERM makes it reply that the arm is needed. Flower's own would end without a reply, and the SuperNode would wait
   for it, online but deaf.
-* It says who it is, so that it can be frozen, and gives up the rights of the station's user where it can.
+* It says who it is, so that it can be frozen, and shuts itself in: no device, no file but what it needs (shelter.py).
 
 `flwr-agentapp` and the like are this program, too, and refuse: what they run was never meant for a station.
 
@@ -16,6 +16,8 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -25,7 +27,7 @@ import msgspec
 
 from agent import priority
 from agent.errors import AgentError, Refused
-from agent.fl import brief
+from agent.fl import brief, shelter
 from agent.fl.exchange import Decline
 from agent.fl.room import Tenant, born
 
@@ -36,8 +38,17 @@ SAYS: Final = "so-agent says "
 
 PROGRAM: Final = "flwr-clientapp"
 
-TOUCHED: Final = ("pull_task_input", "install_from_fab", "register_signal_handlers", "get_load_client_app_fn")
+TOUCHED: Final = (
+    "pull_task_input",
+    "install_from_fab",
+    "register_signal_handlers",
+    "get_load_client_app_fn",
+    "start_parent_process_monitor",
+)
 """Names that Flower's runner looks up in its own module when it calls them."""
+
+PARENT_S: Final = 0.5
+"""Between two looks whether the executor still runs."""
 
 
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +58,7 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed: tuple[str, ...]  # SHA-256 of apps besides our own
     cgroup: str | None = None  # folder of the control group that it enters
     warm: str | None = None  # socket of a process that has the imports done, if one runs
-    uid: int | None = None  # None: as who we are
+    uid: int | None = None  # the user that it becomes; None: as who we are
     gid: int | None = None
 
 
@@ -120,7 +131,7 @@ def say(what: dict[str, Any]) -> None:
 
 
 def move_in(rules: Rules) -> None:
-    """Enter the control group, say who we are, and give up what is not needed."""
+    """Enter the control group, and say who we are."""
     if os.getsid(0) != os.getpid():
         os.setsid()  # the leader of a group of its own, which can be stopped as one
         priority.step_back()  # again: a new session competes as an equal
@@ -130,17 +141,13 @@ def move_in(rules: Rules) -> None:
     new = tenant.with_name(f".{tenant.name}.{os.getpid()}")
     new.write_bytes(msgspec.json.encode(Tenant(os.getpid(), born(os.getpid()))))
     new.replace(tenant)
-    if rules.uid is not None and rules.gid is not None:
-        os.setgroups([])
-        os.setresgid(rules.gid, rules.gid, rules.gid)
-        os.setresuid(rules.uid, rules.uid, rules.uid)
 
 
 def attach(answer: Answer) -> None:
     """Let `answer` stand between Flower's runtime and the app."""
     import flwr.supernode.runtime.run_clientapp as flower
 
-    pull, install, handlers, loader = (getattr(flower, name) for name in TOUCHED)
+    pull, install, handlers, loader, _ = (getattr(flower, name) for name in TOUCHED)
 
     def pull_task_input(client: Any) -> Any:
         message, context, run, fab = pull(client)
@@ -158,8 +165,24 @@ def attach(answer: Answer) -> None:
         load = loader(*args, **kwargs)
         return lambda *which: answer.load(lambda: load(*which))
 
-    for ours in (pull_task_input, install_from_fab, register_signal_handlers, get_load_client_app_fn):
+    def start_parent_process_monitor(parent_pid: int) -> None:
+        threading.Thread(target=_end_with, args=(parent_pid, born(parent_pid)), daemon=True).start()
+
+    for ours in (
+        pull_task_input,
+        install_from_fab,
+        register_signal_handlers,
+        get_load_client_app_fn,
+        start_parent_process_monitor,
+    ):
         setattr(flower, ours.__name__, ours)
+
+
+def _end_with(parent: int, since: int) -> None:
+    """As Flower does, but without a signal to the parent, which a trainer behind a fence may not send."""
+    while born(parent) == since:
+        time.sleep(PARENT_S)
+    signal.raise_signal(signal.SIGINT)
 
 
 def main() -> None:
@@ -188,6 +211,10 @@ def run(answer: Answer) -> None:
     """Work on one message, in a process that does nothing else."""
     signal.signal(signal.SIGTERM, answer.stop)
     move_in(answer.rules)
+    found = brief.read_brief()
+    shelter.enter(shelter.fence(found, answer.rules.uid, answer.rules.gid))
+    if found:
+        os.environ["FLWR_HOME"] = str(Path(found.scratch) / "flower")  # where an app is unpacked
     attach(answer)
     from flwr.supernode.cli import flwr_clientapp
 

@@ -9,24 +9,30 @@ import socket
 import stat
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from agent.config import Federation
-from agent.fl import brief, runner
+from agent.fl import brief, runner, shelter
 from agent.fl.diary import Diary
 from agent.fl.environment import quiet
 from agent.fl.launch import Launch, command
 from agent.fl.membership import Membership
 from agent.fl.room import Room
 from agent.fl.runner import Rules
+from agent.fl.shelter import Found
 
 STOP_S: Final = 6.0
 """A SuperNode says goodbye and is gone within 2.5 s; at idle priority it may have to wait for the processor."""
 
 SIGN_OFF_S: Final = 20.0
 """Flower's imports and one request."""
+
+LOOK_S: Final = 60.0
+"""For a small process to start on a busy computer."""
 
 LOG_BYTES: Final = 1_000_000
 
@@ -50,7 +56,8 @@ class Folders:
         self.tenant = self.work / "trainer.json"
         self.warm = self.work / "warm"
         self.progress = self.scratch / "progress.json"
-        self.ledger = home / "privacy.json"
+        self.privacy = home / "privacy"
+        self.ledger = self.privacy / "ledger.json"
         self.log = home / "supernode.log"
 
     def renew(self, settings: Federation, cgroup: Path | None) -> None:
@@ -58,17 +65,30 @@ class Folders:
         for gone in (self.tenant, self.flag, self.warm):
             gone.unlink(missing_ok=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
-        for folder in (self.flower, self.programs, self.work, self.scratch, self.candidates):
+        theirs = (self.scratch, self.candidates, self.privacy)  # trainers write there
+        for folder in (self.flower, self.programs, self.work, *theirs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        other = shelter.user()
+        if other:
+            self._give(theirs, other)
         for name in PROGRAMS:
             path = self.programs / name
             path.write_text(f"#!{sys.executable}\nfrom agent.fl.runner import main\n\nmain()\n", encoding="utf-8")
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
         warm = str(self.warm) if settings.keep_warm else None
-        rules = Rules(str(self.tenant), settings.apps, str(cgroup) if cgroup else None, warm)
+        group = str(cgroup) if cgroup else None
+        rules = Rules(str(self.tenant), settings.apps, group, warm, *(other or (None, None)))
         brief.replace(self.rules, rules)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
+
+    def _give(self, folders: Iterable[Path], owner: tuple[int, int]) -> None:
+        """To the user that trainers are, who may also look up what is said to them. Keys stay closed by themselves."""
+        for folder in folders:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, *owner, follow_symlinks=False)
+        self.home.chmod(0o711)
+        self.work.chmod(0o755)
 
 
 class SuperNode:
@@ -83,6 +103,23 @@ class SuperNode:
         self._environment: dict[str, str] = {}
         self.diary = Diary()
 
+    async def look_inside(self) -> Found:
+        """What a trainer could reach. Raises OSError."""
+        words = (sys.executable, "-m", "agent.fl.shelter")
+        process = await asyncio.create_subprocess_exec(
+            *command(Launch(words, idle=True)), stdin=DEVNULL, stdout=PIPE, env=self._surroundings(),
+            cwd=self._folders.work, start_new_session=True,
+        )  # fmt: skip
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), LOOK_S)
+            return msgspec.json.decode(output, type=Found)
+        except (TimeoutError, msgspec.DecodeError):
+            return Found("?", 0, (), "a trainer cannot be started here: see the agent's log")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
     async def start(self, superlink: str, membership: Membership) -> None:
         """Raises OSError."""
         folders = self._folders
@@ -92,17 +129,7 @@ class SuperNode:
             "--auth-supernode-private-key", str(membership.key),
             "--host", "127.0.0.1", "--port", str(_free_port()),
         )  # fmt: skip
-        environment = quiet(folders.flower)
-        environment |= {
-            "PATH": f"{folders.programs}{os.pathsep}{environment['PATH']}",
-            brief.VARIABLE: str(folders.brief),
-            runner.VARIABLE: str(folders.rules),
-            # Whatever a library wants to keep in its user's home, it may lose.
-            "HOME": str(folders.scratch),
-            "HF_HOME": str(folders.scratch / "hf"),
-            "TMPDIR": str(folders.scratch),
-        }
-        self._environment = environment
+        environment = self._environment = self._surroundings()
         group = self._room.node
         launch = Launch(words, idle=True, cgroup=str(group) if group else None)
         # A session of its own: it and what it starts can be ended as one.
@@ -112,6 +139,19 @@ class SuperNode:
         )  # fmt: skip
         self._room.enter(self._process.pid)
         self._reading = asyncio.create_task(self._read(self._process), name="supernode output")
+
+    def _surroundings(self) -> dict[str, str]:
+        folders = self._folders
+        environment = quiet(folders.flower)
+        return environment | {
+            "PATH": f"{folders.programs}{os.pathsep}{environment['PATH']}",
+            brief.VARIABLE: str(folders.brief),
+            runner.VARIABLE: str(folders.rules),
+            # Whatever a library wants to keep in its user's home, it may lose.
+            "HOME": str(folders.scratch),
+            "HF_HOME": str(folders.scratch / "hf"),
+            "TMPDIR": str(folders.scratch),
+        }
 
     async def warm_up(self) -> None:
         """From now on trainers begin without imports. Once; that it does not work costs only time."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.errors import BadInput
+from agent.fl import memory
 from agent.fl.base import find_base, find_by_hash
 from agent.fl.brief import Brief, Privacy, Progress, read_brief, replace
 from agent.fl.dataset import Episodes, divide, divide_part
@@ -46,6 +47,7 @@ class Workplace:
     ledger: Path | None = None
     privacy: Privacy | None = None
     share_statistics: bool = True
+    memory_max_bytes: int = 0  # 0: no limit
 
     @property
     def wanted_elsewhere(self) -> bool:
@@ -60,6 +62,14 @@ class Workplace:
                 Decline.NO_POLICY, f"The policy {settings.policy} ({digest}) is not here: import it on this station."
             )
         return found
+
+    def has_memory_for(self, parameters: int) -> None:
+        """Raises Declined where there is too little to train a policy of this size. A simulation sees for itself."""
+        if self.simulated:
+            return
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if problem := memory.problem(parameters, self.memory_max_bytes, own):
+            raise Declined(Decline.NO_MEMORY, f"Too little memory: {problem}.")
 
     def counts(self) -> tuple[int, int, int]:
         """Rows and episodes to learn from, and held-out episodes."""
@@ -100,6 +110,7 @@ def _station(brief: Brief) -> Workplace:
         ledger=Path(brief.ledger) if brief.ledger else None,
         privacy=brief.privacy,
         share_statistics=brief.share_statistics,
+        memory_max_bytes=brief.memory_max_bytes,
     )
 
 

@@ -46,6 +46,7 @@ def shared_server() -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+        print(f"--- {server.log.read_text()[-4000:]}\n--- superlink.log\n{server.superlink_log()}")
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -77,3 +78,5 @@ async def member(short_dir: Path, tiny_policy: Path, drawn_episodes: Path) -> As
 
     yield make
     await asyncio.gather(*(each.stop() for each in made))
+    for each in made:  # pytest shows it where a test failed
+        print(f"--- supernode.log of {each.name}\n{each.log()}")

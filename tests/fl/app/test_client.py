@@ -265,6 +265,17 @@ def test_settings_beyond_the_limits_are_declined(station: Station, plan: Layout)
     assert "local-steps" in why(station)
 
 
+def test_a_policy_that_takes_more_memory_than_the_station_gives_is_declined_before_it_is_loaded(
+    station: Station, plan: Layout
+) -> None:
+    station.write(memory_max_bytes=10**9)
+    reply = train(station, plan)
+    assert reply.error.code == Decline.NO_MEMORY
+    assert "1.1 GB, and SuperNode 0.3; federation.memory_max_gb is 1.0" in why(station)
+    station.write(memory_max_bytes=2 * 10**9)
+    assert not train(station, plan).has_error()
+
+
 def test_several_datasets_are_learnt_from_together(station: Station, plan: Layout, tmp_path: Path) -> None:
     alone = encoded(train(station, plan))
     other = tmp_path / "kitchen"

@@ -18,6 +18,7 @@ CALM = Surroundings(
     idle_s=3600.0,
     local=time(3, 0),
     free_memory_bytes=8 * 10**9,
+    wanted_memory_bytes=3 * 10**9,
     free_disk_bytes=50 * 10**9,
     hottest_c=30.0,
 )
