@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from aiomqtt import Message
+from pydantic import ValidationError
 
 from agent.api.mqtt.backoff import FIRST_S, LONGEST_S, STABLE_S, Backoff
 from agent.api.mqtt.inbox import INBOX_MESSAGES, Inbox
@@ -18,6 +19,7 @@ from agent.api.mqtt.places import Places
 from agent.api.mqtt.seen import Seen
 from agent.api.mqtt.timekeeping import Synchrony, Timekeeping, from_kernel, from_timedatectl, from_timesyncd
 from agent.api.mqtt.topics import Topics
+from agent.config import Mqtt
 from tests.mqtt.clocks import NOW_S, OwnClock
 
 
@@ -235,3 +237,9 @@ def test_a_station_answers_on_its_own_topics_alone() -> None:
         "",
     ):
         assert not topics.may_answer_on(topic), topic
+
+
+def test_a_broker_on_another_machine_is_refused_without_tls() -> None:
+    with pytest.raises(ValidationError, match=r"mqtt\.tls must be given"):
+        Mqtt(host="broker.example")
+    assert Mqtt(host="localhost").tls is None

@@ -2,16 +2,20 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from aiomqtt import Message
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.api.mqtt.orders import RUNNING_MAX
+from agent.config import StationConfig
 from tests.mqtt.broker import Broker, Peer, connected
-from tests.mqtt.conftest import Bench
-from tests.mqtt.daemon import command, payload
+from tests.mqtt.conftest import Bench, settings, surfaced
+from tests.mqtt.daemon import FakeDaemon, command, payload
 
 ROOT = "so/v1/test"
 
@@ -60,6 +64,29 @@ async def test_the_answer_goes_where_it_was_asked_for(bench: Bench, broker: Brok
         assert answer["status"] == "done"
         assert peer.on(f"{ROOT}/ack/desk")[0].properties.CorrelationData == b"\x00\x01 mine"
         assert not peer.on(f"{ROOT}/ack")
+
+
+async def test_neither_a_password_nor_a_lease_is_logged(
+    broker: Broker, make_config: Callable[..., StationConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    password = tmp_path / "password"
+    password.write_text("correct horse\n")
+    config = make_config(mqtt=settings(broker, username="kitchen", password_file=str(password)))
+    async with surfaced(config, FakeDaemon()) as bench:
+        await asyncio.wait_for(bench.surface.connected.wait(), 10)
+        async with connected(broker.port, f"{ROOT}/#") as peer:
+            taken = await ask(peer, "lease.take", command({"owner": "desk", "ttl_s": 2.0}))
+            lease = taken["result"]["token"]
+            assert (await ask(peer, "hold", command({"lease": lease})))["status"] == "done"
+            assert (await ask(peer, "hold", command({"lease": lease, "more": lease})))["code"] == "malformed"
+        broker.kill()
+        async with asyncio.timeout(10):
+            while bench.surface.connected.is_set():  # noqa: ASYNC110 - the broker's end is what ends it
+                await asyncio.sleep(0.01)
+    out, err = capfd.readouterr()
+    assert "malformed" in out + err
+    for secret in ("correct horse", lease):
+        assert secret not in out + err
 
 
 async def test_what_the_daemon_refuses_is_said_in_its_words(bench: Bench, broker: Broker) -> None:
