@@ -118,6 +118,17 @@ def test_make_targets_and_files_on_a_page_exist(path: Path) -> None:
         assert (ROOT / name).exists() or name.startswith("benchmarks/results/"), name
 
 
+@pytest.mark.parametrize("path", PAGES, ids=_id)
+def test_tests_that_a_page_names_are_there(path: Path) -> None:
+    """`tests/x.py::test_y` or, for more of the same file, `::test_z`."""
+    file = ROOT / "tests"
+    for named, test in re.findall(r"`(tests/[\w./-]+\.py)?(?:::(test_\w+))?`", path.read_text("utf-8")):
+        file = ROOT / named if named else file
+        assert not test or re.search(rf"^ *(async )?def {test}\(", file.read_text("utf-8"), re.MULTILINE), (
+            f"{file}::{test}"
+        )
+
+
 def test_pages_that_messages_point_to_exist() -> None:
     for path in [*(ROOT / "agent").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml")]:
         for name in set(re.findall(r"docs/[\w/-]+\.md", path.read_text("utf-8"))):
