@@ -252,6 +252,7 @@ class Node:
 
     async def _until_over(self, supernode: SuperNode) -> None:
         alone, unworked, unasked, at_work = Since(), Since(), Since(), Since()
+        sent, sent_ns = 0, None
         while supernode.code is None:
             self._look.clear()
             now_ns = self._clock.now_ns()
@@ -260,6 +261,8 @@ class Node:
             for what in diary.take_said():
                 self._heard_from_trainer(what)
             self._work_is(tenant is not None, f"round {diary.round}" if diary.round else "a message of the fleet")
+            if diary.sent != sent:
+                sent, sent_ns = diary.sent, now_ns
             orphan_s = alone.seconds(tenant is not None and not diary.busy, now_ns)
             deaf_s = unworked.seconds(tenant is None and diary.busy, now_ns)
             unasked_s = unasked.seconds(tenant is None and not diary.busy, now_ns)
@@ -272,7 +275,7 @@ class Node:
                 await supernode.warm_up()  # between messages, or beside a trainer that is past the same imports
             if self._leaving:
                 self._enter(NodeState.FINISHING, self._leaving.reason)
-                self._leaving.step(supernode, self.room, now_ns)
+                self._leaving.step(supernode, self.room, sent_ns, now_ns)
             else:
                 self._look_after(supernode, tenant, orphan_s, deaf_s)
             over, looked = asyncio.ensure_future(supernode.wait()), asyncio.ensure_future(self._look.wait())

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import numpy as np
@@ -42,6 +43,10 @@ LOG: Final = logging.getLogger("flwr")
 
 LOOK_EVERY_S: Final = 1.0
 """For nodes that come online."""
+
+LEAVING_S: Final = 15.0
+"""A station whose arm is needed answers, and says goodbye up to ten seconds later (leaving.py). What it is asked in
+between would wait for nothing."""
 
 SPARE_TTL_S: Final = 60.0
 """A message is valid for a little longer than its round: the clocks of stations differ."""
@@ -82,16 +87,28 @@ def flower(settings: Settings) -> FedAvg:
 
 
 def wait_for_nodes(
-    grid: Grid, settings: Settings, clock: Callable[[], float] = time.monotonic, sleep: Sleep = time.sleep
+    grid: Grid,
+    settings: Settings,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Sleep = time.sleep,
+    leaving: Mapping[int, float] = MappingProxyType({}),
 ) -> list[int]:
-    """The nodes that are online, as soon as they are enough, or after `node-timeout-s`."""
+    """The nodes that are online and stay, as soon as they are enough; after `node-timeout-s` all that are online.
+
+    `leaving`: nodes that have said so, and until when (by `clock`) they may still seem to be online.
+    """
     until_s = clock() + settings.node_timeout_s
-    while len(online := sorted(grid.get_node_ids())) < settings.min_available_nodes:
+    while len(staying := _staying(grid, leaving, clock())) < settings.min_available_nodes:
         if clock() >= until_s:
+            online = sorted(grid.get_node_ids())
             LOG.warning("%d of %d nodes are online; not waiting longer", len(online), settings.min_available_nodes)
-            break
+            return online
         sleep(LOOK_EVERY_S)
-    return online
+    return staying
+
+
+def _staying(grid: Grid, leaving: Mapping[int, float], now_s: float) -> list[int]:
+    return [node for node in sorted(grid.get_node_ids()) if now_s >= leaving.get(node, now_s)]
 
 
 class Rounds(Strategy):
@@ -117,6 +134,7 @@ class Rounds(Strategy):
         self._round = next((each for each in folder.rounds() if each.round == done), Round(done))
         self._empty = 0
         self._began_s = 0.0
+        self._leaving: dict[int, float] = {}  # nodes whose arm is needed, and until when they may seem to be online
         self._final = False  # what was offered last is what the run led to
         self.reached: set[int] = set()  # nodes that have it then
 
@@ -133,9 +151,9 @@ class Rounds(Strategy):
     ) -> Iterable[Message]:
         number = self._done + server_round
         self._round = Round(number, began_at=datetime.now(UTC).isoformat(timespec="seconds"))
-        online = wait_for_nodes(grid, self._settings, self._clock, self._sleep)
+        online = wait_for_nodes(grid, self._settings, self._clock, self._sleep, self._leaving)
         chosen = self._sample(online, self._settings.fraction_fit, number, "train")
-        self._round.online, self._round.asked = len(online), len(chosen)
+        self._round.online, self._round.asked = len(list(grid.get_node_ids())), len(chosen)
         self._global = {name: array.numpy() for name, array in arrays.items()}
         if not chosen:
             return []
@@ -171,9 +189,9 @@ class Rounds(Strategy):
         """After the last round, everyone gets the adapter."""
         number = self._done + server_round
         final = number >= self._settings.num_server_rounds
-        online = sorted(grid.get_node_ids())
-        some = self._sample(online, self._settings.fraction_evaluate, number, "evaluate")
-        return self.offer(arrays, number, online if final else some)
+        staying = _staying(grid, self._leaving, self._clock())
+        some = self._sample(staying, self._settings.fraction_evaluate, number, "evaluate")
+        return self.offer(arrays, number, sorted(grid.get_node_ids()) if final else some)
 
     def offer(self, arrays: ArrayRecord, number: int, nodes: Sequence[int]) -> list[Message]:
         """The global adapter, to be judged, and kept where it is the last."""
@@ -187,6 +205,7 @@ class Rounds(Strategy):
         for reply in replies:
             if reply.has_error():
                 LOG.info("node %d judges nothing: %s", reply.metadata.src_node_id, reply.error.reason)
+                self._is_leaving(reply.metadata.src_node_id, reply.error.code == Decline.BUSY)
                 continue
             try:
                 metrics = check_metrics(_only(reply.content.metric_records, METRICS), JUDGED)
@@ -233,6 +252,7 @@ class Rounds(Strategy):
             node = reply.metadata.src_node_id
             if reply.has_error():
                 declined[_reason(reply.error.code)] += 1
+                self._is_leaving(node, reply.error.code == Decline.BUSY)
                 LOG.info("node %d does not take part: %s", node, reply.error.reason)
                 continue
             try:
@@ -255,6 +275,8 @@ class Rounds(Strategy):
             round_.rows += weight
             round_.steps += metrics["steps"]
             round_.partial += metrics["preempted"] > 0
+            # With local-seconds every station ends early.
+            self._is_leaving(node, metrics["preempted"] > 0 and not settings.local_seconds)
             round_.bytes_from_station = max(round_.bytes_from_station, bytes_of(encoded))
             if metrics["epsilon"] > 0:
                 round_.epsilon = max(round_.epsilon or 0.0, metrics["epsilon"])
@@ -264,6 +286,10 @@ class Rounds(Strategy):
         if losses:
             round_.train_loss = sum(a * b for a, b in sorted(losses)) / sum(a for a, _ in losses)
         return [reply for _, reply in sorted(good, key=lambda item: item[0])]
+
+    def _is_leaving(self, node: int, is_so: bool) -> None:
+        if is_so:
+            self._leaving[node] = self._clock() + LEAVING_S
 
     def _nothing(self) -> tuple[None, None]:
         """A round that changes nothing. Raises Fatal after too many of them."""

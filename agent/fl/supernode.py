@@ -206,11 +206,19 @@ class SuperNode:
         if self._process:
             await self._process.wait()
 
+    def pause(self) -> None:
+        """It stands still until it is asked to stop. The fleet takes it for alive for 30 s at least."""
+        self._signal(signal.SIGSTOP)
+
     def ask_to_stop(self) -> None:
         """It tells the fleet that it leaves, and ends."""
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._process and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+                self._process.send_signal(number)
 
     async def end(self) -> bool:
         """Gone when this returns, with all that it started. Whether it had said goodbye."""

@@ -92,9 +92,11 @@ class Desk:
         self.told.append(text)
 
 
+EAGER: dict[str, Any] = {"idle_min": 0.0, "min_free_memory_gb": 0.2, "min_free_disk_gb": 0.2, "threads": 1}
+"""Nothing to wait for before a station joins."""
+
+
 def station_config(folder: Path, name: str, **federation: Any) -> StationConfig:
-    """A station without anything to wait for before it joins."""
-    eager = {"idle_min": 0.0, "min_free_memory_gb": 0.2, "min_free_disk_gb": 0.2, "threads": 1}
     return StationConfig(
         station=name,
         state_dir=folder / name,
@@ -103,7 +105,7 @@ def station_config(folder: Path, name: str, **federation: Any) -> StationConfig:
             "follower": {"port": "/dev/null", "id": "follower"},
             "calibration_dir": folder / "calibration",
         },
-        federation=eager | federation,
+        federation=EAGER | federation,
     )  # type: ignore[arg-type]
 
 
@@ -131,10 +133,10 @@ class Member:
         shutil.copytree(dataset, self.config.paths.dataset, dirs_exist_ok=True)
         self.federation.membership.give_consent(self.config.recording.dataset, True)
 
-    def enroll(self, server: "Server", authority: Path | None = None) -> str:
+    def enroll(self, server: "Server", authority: Path | None = None, address: str | None = None) -> str:
         """Its public key."""
         pem = (authority or server.fleet.authority).read_text()
-        self.federation.membership.enroll(server.address, pem, None)
+        self.federation.membership.enroll(address or server.address, pem, None)
         return self.federation.membership.public_line()
 
     def start(self) -> None:

@@ -161,7 +161,7 @@ def test_a_round_goes_on_without_stations_that_are_busy_silent_broken_or_have_no
     fleet = Fleet(
         {
             1: learner(0.2),
-            2: busy,
+            2: lambda message: (busy if message.metadata.message_type == "train" else learner(0.0))(message),
             3: silent,
             4: spoilt(lambda content: content.pop("metrics")),
             5: spoilt(lambda content: arrays_first(content, nan)),
@@ -216,10 +216,33 @@ def test_compressed_changes_are_read_as_they_were_written(
 
 def test_when_nobody_has_anything_the_run_is_given_up_and_can_go_on(tmp_path: Path, base: Bundle, plan: Layout) -> None:
     fleet = Fleet({1: busy, 2: silent})
-    with pytest.raises(Fatal, match=r"2 rounds in a row changed nothing: 2 of 2 nodes were asked, 1 did not reply"):
+    with pytest.raises(Fatal, match=r"2 rounds in a row changed nothing: 1 of 2 nodes were asked, 1 did not reply"):
         run(fleet, base, tmp_path, num_server_rounds=9, max_empty_rounds=2)
     folder = run(Fleet({1: learner(0.1)}), base, tmp_path, num_server_rounds=2, max_empty_rounds=2)
     assert shifts(folder, base, plan)[2] == pytest.approx(0.2, abs=1e-3)
+
+
+def test_a_station_whose_arm_is_needed_is_not_asked_again_before_it_has_gone(
+    tmp_path: Path, base: Bundle, plan: Layout
+) -> None:
+    """It has answered, still seems to be online, and what it were sent now would be lost with its goodbye."""
+    fleet = Fleet({1: learner(0.1, preempted=1.0), 2: learner(0.1), 3: busy})
+    folder = run(fleet, base, tmp_path, num_server_rounds=2)
+    asked = [each.metadata.dst_node_id for each in fleet.sent if each.metadata.message_type == "train"]
+    assert sorted(asked) == [1, 2, 2]  # 3 had said so when it was to judge what the run begins with
+    assert (folder.rounds()[1].online, folder.rounds()[1].partial) == (3, 1)
+    timed = Fleet({1: learner(0.1, preempted=1.0)})
+    run(timed, base, tmp_path / "timed", num_server_rounds=2, local_seconds=5.0)
+    assert sum(each.metadata.message_type == "train" for each in timed.sent) == 2
+
+
+def test_who_is_leaving_is_waited_for_like_one_who_is_away() -> None:
+    clock, fleet = Clock(), Fleet({7: busy, 3: busy})
+    wish = settings(node_timeout_s=30.0, min_available_nodes=2)
+    assert wait_for_nodes(fleet, wish, clock, clock.sleep, {3: 15.0}) == [3, 7]  # type: ignore[arg-type]
+    assert 15 <= clock.now <= 16
+    assert wait_for_nodes(fleet, wish, clock, clock.sleep, {3: 99.0}) == [3, 7]  # type: ignore[arg-type]
+    assert 45 <= clock.now <= 47  # after that whoever seems to be there is asked
 
 
 def test_an_empty_round_changes_nothing_and_the_next_one_does(tmp_path: Path, base: Bundle, plan: Layout) -> None:
