@@ -55,9 +55,9 @@ async def test_a_station_trains_while_it_is_idle_and_makes_way_for_its_operator(
     shared_server.fleet.add_station("live", made["public_key"])
     assert "no dataset may be learnt from" in so_agent(live, "fl", "status")["reason"]
     assert so_agent(live, "fl", "consent", "drawn")["consent"]["drawn"]
-    await until("the station is online", lambda: so_agent(live, "fl", "status")["state"] == "online", 120)
+    await until("the station is online", lambda: live.client.call("fl.status")["state"] == "online")
     output = await shared_server.be_patient("live", num_server_rounds=1, seconds=120.0)
-    await until("the mode is training", lambda: (live.status() or {}).get("mode") == "training", 120)
+    await until("the mode is training", lambda: (live.status() or {}).get("mode") == "training")
     await until("it has begun", lambda: "Start `flwr-clientapp`" in live_log(live))
 
     began_s = time.monotonic()
@@ -70,7 +70,7 @@ async def test_a_station_trains_while_it_is_idle_and_makes_way_for_its_operator(
     await until("the server has its answer", lambda: notes(output))
     assert notes(output)[0]["errors"] == []
     assert notes(output)[0]["replies"][0]["preempted"] == 1.0
-    await until("the SuperNode is gone", lambda: so_agent(live, "fl", "status")["state"] == "off", 60)
+    await until("the SuperNode is gone", lambda: live.client.call("fl.status")["state"] == "off", 120)
     events = live.client.call("events")["events"]
     assert any(each["kind"] == "mode" and "training" in json.dumps(each) for each in events)
 
