@@ -1,5 +1,8 @@
 """What people do with the page, in a real browser."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,7 @@ def test_from_the_first_visit_to_a_recorded_episode_and_back(visit: Any, station
     expect(page.get_by_role("button", name="Success")).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="Failure").click()
     expect(page.get_by_role("button", name="Failure")).to_have_attribute("aria-pressed", "true")
-    [episode] = station.agent.call("episodes.list")["episodes"]
+    [episode] = station.agent.call("episodes.list")["episodes"]  # the first test of these: there was none before
     assert (episode["task"], episode["success"]) == ("pick up the red cube", False)
 
     page.get_by_role("button", name="Delete").click()
@@ -103,6 +106,85 @@ def test_the_stop_works_from_every_view_whoever_has_control_and_under_load(
         moving.get_by_role("button", name="Reset…").click()
         moving.locator("dialog").get_by_role("button", name="It is safe: reset").click()
         mode(page, "Hold")
+
+
+def test_a_stop_arrives_while_every_core_is_busy(visit: Any, station: Playing) -> None:
+    page = visit().open()
+    teleop(page)
+    cores = os.cpu_count() or 1
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * cores)]
+    try:
+        page.keyboard.press("Space")
+        stopped(page)
+        assert station.status()["mode"] == "estop"
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_a_session_with_the_keyboard_alone(visit: Any, station: Playing) -> None:
+    page = visit().open()
+    page.keyboard.press("t")
+    mode(page, "Teleop")
+    page.get_by_label("What does the arm do?").fill("tidy up the table")  # an R or a T in a text is a letter
+    mode(page, "Teleop")
+    page.keyboard.press("Tab")
+    page.keyboard.press("r")
+    expect(page.locator(".big-time")).to_be_visible()
+    wait_for("a second of frames", lambda: (station.status()["recording"] or {}).get("frames", 0) > 30)
+    page.keyboard.press("R")
+    expect(page.locator(".notice").filter(has_text="is kept")).to_be_visible()
+    page.keyboard.press("t")
+    mode(page, "Hold")
+    for key, view in zip("2345", VIEWS[1:], strict=True):
+        page.keyboard.press(key)
+        expect(page.locator(f".{view}")).to_be_visible()
+
+    episode = station.agent.call("episodes.list")["episodes"][-1]
+    assert (episode["task"], episode["success"]) == ("tidy up the table", True)
+    page.goto(f"{station.url}/#/episodes/{episode['episode']}")
+    expect(page.locator("video")).to_have_count(2)
+    time_line = page.locator(".time")
+    expect(time_line).to_contain_text("0:00.0 /")
+    for _ in range(6):  # frames of a thirtieth of a second
+        page.keyboard.press("ArrowRight")
+    expect(time_line).to_contain_text("0:00.2 /")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(time_line).to_contain_text("0:00.1 /")
+    page.keyboard.press("k")
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    page.keyboard.press("k")
+    # Beside a question, keys ask for nothing but a stop.
+    page.get_by_role("button", name="Delete").click()
+    expect(page.locator("dialog")).to_be_visible()
+    page.keyboard.press("1")
+    expect(page.locator("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    stopped(page)
+    assert len(station.agent.call("episodes.list")["episodes"]) > 0
+
+
+def test_an_episode_is_recorded_with_a_thumb_on_a_phone(visit: Any, station: Playing) -> None:
+    page = visit(**PHONE).open()
+    stop = page.locator("#stop")
+    page.get_by_role("button", name="Start teleop").tap()
+    mode(page, "Teleop")
+    page.get_by_label("What does the arm do?").fill("wipe the table")
+    expect(stop).to_be_in_viewport(ratio=1)  # wherever the form has scrolled to
+    page.get_by_role("button", name="Record", exact=True).tap()
+    wait_for("a second of frames", lambda: (station.status()["recording"] or {}).get("frames", 0) > 30)
+    expect(stop).to_be_in_viewport(ratio=1)
+    page.get_by_role("button", name="Keep: failure").tap()
+    page.locator(".notice").filter(has_text="is kept").get_by_role("button", name="Look at it").tap()
+    expect(page.locator("#player-title")).to_contain_text("wipe the table")
+    expect(page.get_by_role("button", name="Failure")).to_have_attribute("aria-pressed", "true")
+    expect(stop).to_be_in_viewport(ratio=1)
+    stop.tap()
+    stopped(page)
+    assert station.status()["mode"] == "estop"
+    assert station.agent.call("episodes.list")["episodes"][-1]["success"] is False
 
 
 def test_a_stop_that_the_servos_do_not_confirm_says_to_cut_the_power(visit: Any, station: Playing) -> None:

@@ -7,7 +7,12 @@ export const SHORTCUTS = [
   ["R", "record, or keep what is being recorded"],
   ["T", "start or stop teleop"],
   ["1 to 5", "the views"],
+  ["← →, K", "in an episode: a frame back, a frame on, play"],
+  ["R", "in an episode: it was a success"],
 ];
+
+const ONCE = ["r", "t", "k"];
+const HELD = ["ArrowLeft", "ArrowRight"]; // go on while they are held down
 
 const WRITES = "input:not([type=checkbox]):not([type=radio]):not([type=range]), textarea, select";
 
@@ -26,9 +31,13 @@ export function listen({ stop, atRest, go, act }) {
         event.preventDefault();
         event.stopPropagation();
         if (!event.repeat) stop("Space on the page");
-      } else if (!writing && !event.repeat && /^[1-5]$/.test(event.key)) {
+      } else if (writing || document.querySelector("dialog[open]")) {
+        return; // beside an open question nothing is asked for but a stop
+      } else if (!event.repeat && /^[1-5]$/.test(event.key)) {
         go(Number(event.key) - 1);
-      } else if (!writing && !event.repeat && (event.key === "r" || event.key === "t")) {
+      } else if (!event.repeat && ONCE.includes(event.key.toLowerCase())) {
+        act(event.key.toLowerCase());
+      } else if (HELD.includes(event.key) && !event.target.matches?.("input[type=range]")) {
         act(event.key);
       }
     },

@@ -155,9 +155,7 @@ export function episodes(shell) {
     leave() {
       openEpisode(null);
     },
-    key(key) {
-      if (key === "r") open?.key("success");
-    },
+    key: (key) => open?.key(key),
   };
 }
 

@@ -60,12 +60,6 @@ export function player(shell, number, { judge, erase, restore, neighbour }) {
   let closed = false;
   let playing = false;
   position.addEventListener("input", () => seek(Number(position.value)));
-  element.addEventListener("keydown", (event) => {
-    const steps = { ArrowLeft: -1, ArrowRight: 1 };
-    if (event.target === position || event.target.matches("select")) return;
-    if (event.key in steps) seek(now() + steps[event.key] / (drawn?.fps ?? 30));
-    if (event.key === "k") toggle();
-  });
   load();
 
   async function load() {
@@ -195,6 +189,11 @@ export function player(shell, number, { judge, erase, restore, neighbour }) {
     if (sure) await erase(number);
   }
 
+  function step(frames) {
+    pause();
+    seek(now() + frames / (drawn?.fps ?? 30));
+  }
+
   function leaf(step) {
     const other = neighbour(number, step);
     if (other !== undefined) location.hash = `#/episodes/${other}`;
@@ -202,7 +201,12 @@ export function player(shell, number, { judge, erase, restore, neighbour }) {
 
   return {
     element,
-    key: (what) => what === "success" && mark(true),
+    key(key) {
+      if (key === "r" && shell.mayControl) mark(true);
+      if (key === "k") toggle();
+      if (key === "ArrowLeft") step(-1);
+      if (key === "ArrowRight") step(1);
+    },
     close() {
       closed = true;
       for (const { video } of clips) {
