@@ -20,6 +20,7 @@ import pytest
 from agent.config import StationConfig
 from agent.nursery import MAX_REQUEST_BYTES
 
+ARM = "agent.robot.arm"
 RECORDER = "agent.robot.recording.process"
 CAMERA = "agent.robot.camera"
 
@@ -72,10 +73,19 @@ class Nursery:
             self._process = subprocess.Popen(command, pass_fds=(fd,), stdout=out, stderr=out, cwd=ROOT, env=env)
         assert self._next(READY_S) == {"event": "ready"}, self.log.read_text()
 
-    def spawn(self, name: str, entry: str, config: StationConfig, **kwargs: Any) -> Child:
+    def spawn(
+        self, name: str, entry: str, config: StationConfig, *, orphan_stays: bool = False, **kwargs: Any
+    ) -> Child:
         """`entry` is "module:function", and is called with the configuration and `kwargs`."""
-        request = {"op": "spawn", "name": name, "entry": entry, "config": config.model_dump(mode="json")}
-        self._peer.send(json.dumps(request | {"kwargs": kwargs, "orphan_stays": False}).encode())
+        request = {
+            "op": "spawn",
+            "name": name,
+            "entry": entry,
+            "config": config.model_dump(mode="json"),
+            "kwargs": kwargs,
+            "orphan_stays": orphan_stays,
+        }
+        self._peer.send(json.dumps(request).encode())
         while (event := self._next(READY_S))["event"] != "spawned":
             self._note(event)
         self.statuses.pop(event["pid"], None)  # of a child before it that had the same number

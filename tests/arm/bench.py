@@ -1,16 +1,9 @@
 """A station's two virtual arms, and the real arm process on them."""
 
 import contextlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import msgspec
 
@@ -29,6 +22,7 @@ from agent.messages import (
 from agent.transport import CommandClient, Subscriber
 from agent.virtual.arm import VirtualArm, default_calibration
 from agent.virtual.calibration import save
+from tests.nursery import ARM, Child, Nursery
 
 START_S = 10.0
 HEARTBEAT_S = 0.5
@@ -36,66 +30,6 @@ HEARTBEAT_S = 0.5
 SLOW_STEP_DEG = 2.0
 """Aligning at 30 degrees a second and 30 Hz makes steps of one degree, the soft start of following up to 1.5; a jump
 at the full speed allowed would be 8."""
-
-
-class Nursery:
-    """The agent's own nursery with the arm process's imports done once for the whole session."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "agent.nursery", str(theirs.fileno()), "agent.robot.arm"], pass_fds=[theirs.fileno()]
-        )
-        theirs.close()
-        self._socket = ours
-        self._events: list[dict[str, Any]] = []
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-        self._wait("ready", lambda event: True, 60)
-
-    def spawn(self, config: StationConfig) -> int:
-        """Fork an arm process; returns its pid."""
-        before = len(self._events)
-        request = {
-            "op": "spawn",
-            "name": "arm",
-            "entry": "agent.robot.arm:main",
-            "config": json.loads(config.model_dump_json()),
-            "kwargs": {},
-            "orphan_stays": True,
-        }
-        self._socket.send(json.dumps(request).encode())
-        pid: int = self._wait("spawned", lambda event: True, 10, before)["pid"]
-        return pid
-
-    def exit_status(self, pid: int, within_s: float) -> int:
-        status: int = self._wait("exit", lambda event: event["pid"] == pid, within_s)["status"]
-        return status
-
-    def ended(self, pid: int) -> bool:
-        return any(event["event"] == "exit" and event["pid"] == pid for event in self._events)
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._process.wait(10)
-        self._thread.join(2)
-
-    def _listen(self) -> None:
-        while data := self._socket.recv(65536):
-            with self._changed:
-                self._events.append(json.loads(data))
-                self._changed.notify_all()
-
-    def _wait(self, kind: str, wanted: Callable[[dict[str, Any]], bool], within_s: float, since: int = 0) -> Any:
-        deadline = time.monotonic() + within_s
-        with self._changed:
-            while True:
-                for event in self._events[since:]:
-                    if event["event"] == kind and wanted(event):
-                        return event
-                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    raise TimeoutError(f"no {kind} within {within_s} s")
 
 
 class Bench:
@@ -114,7 +48,7 @@ class Bench:
         self.leader = VirtualArm(leader.port, theirs)
         self.ticks: list[Tick] = []
         self.reports: list[ArmReport] = []
-        self._pids: list[int] = []
+        self._children: dict[int, Child] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self.heartbeats = threading.Event()
@@ -141,32 +75,30 @@ class Bench:
         self._closing.set()
         for thread in self._threads:
             thread.join(5)
-        for pid in self._pids:
-            if not self._nursery.ended(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                self._nursery.exit_status(pid, 5)
+        for child in self._children.values():
+            child.kill()
         if arms:
             self.follower.stop()
             self.leader.stop()
 
     def start(self, connected: bool = True, config: StationConfig | None = None) -> int:
         """Start an arm process; waits for its first report, and for both arms with `connected`."""
-        pid = self._nursery.spawn(config or self.config)
-        self._pids.append(pid)
+        child = self._nursery.spawn("arm", f"{ARM}:main", config or self.config, orphan_stays=True)
+        self._children[child.pid] = child
         self.wait(
-            lambda report: report.pid == pid and (not connected or (report.bus_connected and report.leader_connected)),
+            lambda report: (
+                report.pid == child.pid and (not connected or (report.bus_connected and report.leader_connected))
+            ),
             START_S,
         )
-        return pid
+        return child.pid
 
     def kill(self, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
-        self.ended(pid)
+        self._children[pid].kill()
 
     def ended(self, pid: int, within_s: float = 5.0) -> int:
         """Exit status of a process that ends within this time."""
-        return self._nursery.exit_status(pid, within_s)
+        return self._children[pid].ended(within_s)
 
     # --- talking ---
 

@@ -24,7 +24,6 @@ from agent.robot.rescue import ease
 from agent.transport import CommandClient
 from agent.virtual.arm import VirtualArm, default_calibration
 from agent.virtual.calibration import save
-from agent.virtual.realtime import run_like_hardware
 from agent.virtual.servo import Register
 from tests.daemon.clocks import HandClock
 from tests.station.live import ROOT
@@ -148,8 +147,8 @@ def test_while_an_agent_runs_it_is_refused(config: StationConfig, arm: VirtualAr
         assert secure(config, status=3)["code"] == "refused"
 
 
+@pytest.mark.usefixtures("hardware")  # the servos answer although the arm process's imports keep this machine busy
 def test_without_an_agent_to_follow_the_arm_is_parked_and_released(config: StationConfig, arm: VirtualArm) -> None:
-    run_like_hardware()  # the servos answer in time although the arm process's imports keep this machine busy
     answer = secure(config, "--park")
     assert answer["arm"] == "left"
     assert not any(servo.torque_enabled for servo in arm.servos)
