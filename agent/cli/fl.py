@@ -166,6 +166,8 @@ def _paused(membership: "Membership", paused: bool) -> dict[str, Any]:
 
 
 def _offline_status(membership: "Membership") -> dict[str, Any]:
+    from agent.fl.cost import Cost
+
     enrolment = membership.enrolment
     against = ["the agent does not run: `so-agent run`"]
     if enrolment is None:
@@ -179,7 +181,12 @@ def _offline_status(membership: "Membership") -> dict[str, Any]:
         "reason": against[0],
         "against": against,
         "consent": sorted(membership.consent.datasets),
+        "round_bytes": Cost(invocation().load()).round_bytes(),
     }
+
+
+def _megabytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / 1e6:.2f} MB, and receives as much (the policy in use, default adapter)"
 
 
 def _print(answer: dict[str, Any]) -> None:
@@ -203,6 +210,7 @@ def _print(answer: dict[str, Any]) -> None:
         ("fleet", answer.get("superlink")),
         ("key", answer.get("key")),
         ("learns from", ", ".join(answer.get("consent") or ()) or "nothing yet"),
+        ("a round sends", _megabytes(answer.get("round_bytes"))),
         ("messages", answer.get("messages")),
         ("made way", answer.get("preempted")),
         ("refused", answer.get("refused")),

@@ -6,7 +6,7 @@ from datetime import time
 from typing import Final
 
 from agent.config import Federation
-from agent.fl.memory import GB
+from agent.fl.cost import GB
 
 MINUTE_S: Final = 60.0
 

@@ -23,9 +23,9 @@ from agent.fl.brief import Brief, Privacy, Progress
 from agent.fl.candidate import Job
 from agent.fl.comparison import Comparison
 from agent.fl.conditions import Surroundings, against
+from agent.fl.cost import Cost, free_bytes
 from agent.fl.desk import Desk
 from agent.fl.membership import Membership
-from agent.fl.memory import Wanted, free_bytes
 from agent.fl.node import Node, NodeState
 from agent.fl.promotion import Promotion
 from agent.telemetry import logger
@@ -50,7 +50,7 @@ class Federation:
         self._settings = config.federation
         self.membership = Membership(config, clock)
         self.node = Node(config, self.membership, clock, self._work, desk.tell)
-        self._memory = Wanted(config)
+        self._cost = Cost(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._used_ns = clock.now_ns()
         self._waived = False  # a person does not want to wait until the station has been idle for long
@@ -91,7 +91,7 @@ class Federation:
         self._comparison.end()
         if self.node.state is NodeState.OFF and not self.node.wanted:
             return
-        short = _free_memory() < self._memory.bytes()
+        short = _free_memory() < self._cost.memory_bytes()
         self.node.yield_now(f"the arm is needed: {cause}", grace=not short)
         self._desk.training(None)
         logger.info("federation makes way", cause=cause, state=self.node.state)
@@ -127,6 +127,7 @@ class Federation:
             "preempted": node.preempted,
             "refused": node.refused or None,
             "peak_mb": node.peak_mb,
+            "round_bytes": self._cost.round_bytes(),
             "isolation": {
                 "by": node.room.kind,
                 "limits": node.room.limits,
@@ -180,7 +181,7 @@ class Federation:
             idle_s=float("inf") if self._waived else idle_s,
             local=datetime.fromtimestamp(self._clock.wall_s()).time(),
             free_memory_bytes=_free_memory(),
-            wanted_memory_bytes=self._memory.bytes(),
+            wanted_memory_bytes=self._cost.memory_bytes(),
             free_disk_bytes=_free_disk(self._config.paths.state),
             hottest_c=self._desk.hottest_c(),
         )

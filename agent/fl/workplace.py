@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.errors import BadInput
-from agent.fl import memory
+from agent.fl import cost
 from agent.fl.base import find_base, find_by_hash
 from agent.fl.brief import Brief, Privacy, Progress, read_brief, replace
 from agent.fl.dataset import Episodes, divide, divide_part
@@ -68,7 +68,7 @@ class Workplace:
         if self.simulated:
             return
         own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        if problem := memory.problem(parameters, self.memory_max_bytes, own):
+        if problem := cost.problem(parameters, self.memory_max_bytes, own):
             raise Declined(Decline.NO_MEMORY, f"Too little memory: {problem}.")
 
     def counts(self) -> tuple[int, int, int]:

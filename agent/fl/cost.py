@@ -1,4 +1,5 @@
-"""How much memory a trainer takes, from the size of its policy; a process that ends for want of it wastes a round.
+"""What learning with others costs a station, known from the size of its policy: bytes a round, and memory. A trainer
+that ends for want of memory wastes a round.
 
 Measured on x86-64 with torch 2.11 (`python -m benchmarks.federation memory --full`), at their peaks: 1.06 GB with the
 demo policy at eight rows a step, 4.58 GB with 450 million parameters in fp32 at two rows. Needs neither torch nor flwr.
@@ -10,6 +11,7 @@ from typing import Final
 
 from agent.config import StationConfig
 from agent.errors import BadInput
+from agent.fl.layout import Shape, layout_of
 from agent.inference.bundle import POLICY
 from agent.inference.checkpoint import WEIGHTS
 from agent.inference.contents import tensors
@@ -54,26 +56,37 @@ def free_bytes() -> float:
     return 0.0
 
 
-class Wanted:
-    """What must be free before this station joins: what federation.min_free_memory_gb says, or as much as a trainer of
-    the policy in use takes, which is as large as any that a run would replace it by."""
+class Cost:
+    """What a run that begins from the policy in use would cost this station, from the header of its weights. Such a run
+    leads to a policy of the same size."""
 
     def __init__(self, config: StationConfig) -> None:
         self._fixed_gb = config.federation.min_free_memory_gb
         self._library = Library(config.paths.policies, config.paths.policy_in_use)
-        self._known: tuple[str, float] | None = None
+        self._known: dict[str, dict[str, tuple[int, ...]]] = {}  # the policy in use -> shapes of its weights
 
-    def bytes(self) -> float:
+    def memory_bytes(self) -> float:
+        """That must be free before it joins: what federation.min_free_memory_gb says, or as much as a trainer takes."""
         if self._fixed_gb is not None:
             return self._fixed_gb * GB
+        shapes = self._shapes()
+        return SUPERNODE_BYTES + of_trainer(sum(map(math.prod, shapes.values()))) if shapes else UNKNOWN_BYTES
+
+    def round_bytes(self) -> int | None:
+        """That leave, and as many that come, with the default adapter; None where no policy is in use that has one."""
+        shapes = self._shapes()
+        try:
+            return layout_of(shapes, Shape()).bytes_a_round if shapes else None
+        except BadInput:
+            return None
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """None where no policy is in use, or it cannot be read, which `policy list` says."""
         try:
             folder = self._library.find()
-            if self._known is None or self._known[0] != folder.name:
-                self._known = folder.name, SUPERNODE_BYTES + of_trainer(_parameters(folder))
-        except BadInput:  # none is in use, or it cannot be read, which `policy list` says
-            return UNKNOWN_BYTES
-        return self._known[1]
-
-
-def _parameters(folder: Path) -> int:
-    return sum(math.prod(each.shape) for each in tensors(folder / POLICY / WEIGHTS).values())
+            if folder.name not in self._known:
+                found = tensors(folder / POLICY / WEIGHTS)
+                self._known = {folder.name: {name: each.shape for name, each in found.items()}}
+            return self._known[folder.name]
+        except BadInput:
+            return {}
