@@ -151,6 +151,7 @@ class SuperNode:
             "HOME": str(folders.scratch),
             "HF_HOME": str(folders.scratch / "hf"),
             "TMPDIR": str(folders.scratch),
+            "TORCHINDUCTOR_CACHE_DIR": str(folders.scratch / "inductor"),
         }
 
     async def warm_up(self) -> None:
