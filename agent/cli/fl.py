@@ -189,6 +189,15 @@ def _megabytes(size: int | None) -> str | None:
     return None if size is None else f"{size / 1e6:.2f} MB, and receives as much (the policy in use, default adapter)"
 
 
+def _trainers(found: dict[str, Any] | None) -> str | None:
+    """What they can reach, as the agent found out when it last joined."""
+    if not found:
+        return None
+    files = "files on their list only" if found["landlock"] else "whatever files that user may"
+    devices = ", ".join(found["devices"]) or "no arm and no camera"
+    return f"run as {found['user']}, and can open {files}, and {devices}"
+
+
 def _print(answer: dict[str, Any]) -> None:
     console = Console()
     state = str(answer["state"])
@@ -213,6 +222,7 @@ def _print(answer: dict[str, Any]) -> None:
         ("a round sends", _megabytes(answer.get("round_bytes"))),
         ("messages", answer.get("messages")),
         ("made way", answer.get("preempted")),
+        ("trainers", _trainers((answer.get("isolation") or {}).get("trainer"))),
         ("refused", answer.get("refused")),
         ("tasks run", (answer.get("promotion") or {}).get("in_use")),
     ]

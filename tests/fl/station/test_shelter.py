@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.cli.fl import _trainers
 from agent.config import Federation
 from agent.fl import shelter
 from agent.fl.brief import VARIABLE as BRIEF
@@ -169,3 +170,11 @@ def test_what_a_trainer_could_not_use_is_a_sentence(station: Path) -> None:
     problem = looked(station).problem
     assert problem.startswith("a trainer runs as ")
     assert problem.endswith(f"cannot use {station / 'kitchen'}: Not a directory")
+
+
+def test_a_person_is_told_what_trainers_can_reach() -> None:
+    shown = _trainers({"user": "so-agent", "landlock": 7, "devices": (), "problem": ""})
+    assert shown == "run as so-agent, and can open files on their list only, and no arm and no camera"
+    shown = _trainers({"user": "ada", "landlock": 0, "devices": ("/dev/ttyACM0",), "problem": ""})
+    assert shown == "run as ada, and can open whatever files that user may, and /dev/ttyACM0"
+    assert _trainers(None) is None
