@@ -314,6 +314,76 @@ def test_secrets_reach_the_service_and_nobody_else(bench: Bench) -> None:
     assert other.returncode != 0
 
 
+MEMBER = """
+import grp, os, sys
+from pathlib import Path
+from agent.api.local import Client
+from agent.cli.locate import answers
+from agent.errors import AgentError
+os.setgroups([grp.getgrnam("so-agent").gr_gid] if sys.argv[1] == "member" else [])
+os.setgid(65534)
+os.setuid(65534)
+folder = Path("/run/so-agent") / sys.argv[2]
+try:
+    mode = Client(folder / "agent.sock").call("hold")["mode"]
+except AgentError as error:
+    mode = str(error)
+print(f"{mode}, {'stop' if answers(folder / 'arm.ctl') else 'no stop'}")
+"""
+
+
+def test_members_of_the_group_may_operate_and_stop_the_arm_and_nobody_else(bench: Bench) -> None:
+    """`answers` is what `so-agent estop` asks before it sends a stop to the arm process itself."""
+    assert bench.machine.run(PYTHON, "-c", MEMBER, "member", STATION).stdout.strip() == "hold, stop"
+    other = bench.machine.run(PYTHON, "-c", MEMBER, "other", STATION).stdout
+    assert "Permission denied" in other
+    assert "no stop" in other
+
+
+CLOCK = "; ".join(
+    (
+        "from agent.api.mqtt.timekeeping import Timekeeping, from_kernel",
+        "keeping = Timekeeping()",
+        "keeping.look()",
+        "print('kernel:', from_kernel(), 'all:', keeping.synchrony)",
+    )
+)
+
+IN_ITS_SANDBOX = f"""
+[Unit]
+AssertPathExists=
+OnFailure=
+[Service]
+Type=oneshot
+WatchdogSec=0
+Restart=no
+ExecStartPre=
+ExecStart=
+ExecStart={PYTHON} -c "{CLOCK}"
+ExecStop=
+ExecStopPost=
+"""
+
+
+def test_the_service_can_tell_whether_its_clock_is_right(bench: Bench) -> None:
+    """ProtectClock= forbids the system call to those who only ask, too."""
+    drop_in = "/run/systemd/system/so-agent@clock.service.d"
+    folder = bench.machine.path(drop_in)
+    folder.mkdir(parents=True)
+    (folder / "50-ask.conf").write_text(IN_ITS_SANDBOX)
+    bench.machine.run("systemctl", "daemon-reload")
+    try:
+        bench.machine.run("systemctl", "start", "so-agent@clock.service")
+        said = bench.machine.journal("--unit", "so-agent@clock.service")
+    finally:
+        places = [f"{place}/so-agent/clock" for place in ("/var/lib", "/var/cache", "/run")]
+        bench.machine.run("rm", "-rf", drop_in, *places)
+        bench.machine.run("systemctl", "daemon-reload")
+    assert "kernel: None" in said
+    assert "all: Synchrony(" in said
+    assert "cannot be told" not in said
+
+
 def test_uninstalling_parks_the_arm_and_keeps_what_people_made(bench: Bench) -> None:
     hold_high(bench)
     episodes = len(bench.episodes())
