@@ -1,6 +1,7 @@
 """Who gets in, who does not, and what is kept of a token."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -84,6 +85,33 @@ def test_a_file_of_tokens_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> 
     (tmp_path / "tokens.json").write_text("{")
     with pytest.raises(BadInput, match="Cannot read"):
         TokenStore(tmp_path).check("so_00000000_x")
+
+
+NOBODY = 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for another account")
+def test_what_root_makes_for_a_service_can_be_read_by_the_service(tmp_path: Path) -> None:
+    os.chown(tmp_path, NOBODY, NOBODY)
+    _, secret = TokenStore(tmp_path / "access").create("phone", Role.READ)
+    made = [tmp_path / "access", *(tmp_path / "access").iterdir()]
+    assert {path.name for path in made} == {"access", "lock", "tokens.json"}
+    assert {path.stat().st_uid for path in made} == {NOBODY}
+    assert TokenStore(tmp_path / "access").check(secret)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
+def test_another_account_is_told_whose_tokens_they_are(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "state" / "access")
+    store.create("phone", Role.READ)
+    tmp_path.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        for ask in (store.all, lambda: store.create("display", Role.READ), lambda: store.revoke("phone")):
+            with pytest.raises(BadInput, match="may not look into"):
+                ask()
+    finally:
+        os.seteuid(0)
 
 
 def test_a_session_ends_with_its_time_and_with_its_token(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ class TokenStore:
         except FileNotFoundError:
             self._seen, self._tokens = None, {}
             return
+        except PermissionError as error:
+            raise self._not_ours(error) from error
         seen = (about.st_mtime_ns, about.st_ino, about.st_size)
         if seen != self._seen:
             self._tokens = {token.id: token for token in self._read()}
@@ -121,6 +123,8 @@ class TokenStore:
             return msgspec.json.decode(self._path.read_bytes(), type=_File).tokens
         except FileNotFoundError:
             return ()
+        except PermissionError as error:
+            raise self._not_ours(error) from error
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadInput(
                 f"Cannot read {self._path}: {error}.",
@@ -130,12 +134,31 @@ class TokenStore:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[Token]]:
         """The tokens, to be changed by one process at a time, and written when that went well."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            give_to_owner_of(self._folder.parent, self._folder)
+            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except PermissionError as error:
+            raise self._not_ours(error) from error
+        with os.fdopen(lock) as held:
+            give_to_owner_of(self._folder, lock)
+            fcntl.flock(held, fcntl.LOCK_EX)
             tokens = list(self._read())
             yield tokens
             write_secret(self._path, msgspec.json.encode(_File(tuple(tokens))))
+
+    def _not_ours(self, error: OSError) -> BadInput:
+        return BadInput(
+            f"This account may not look into {self._folder}: {error.strerror}.",
+            "Run it as root, or as the account that the station runs under.",
+        )
+
+
+def give_to_owner_of(folder: Path, made: Path | int) -> None:
+    """What root makes for a service has to be readable for the account of that service."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def write_secret(path: Path, content: bytes) -> None:
@@ -143,6 +166,7 @@ def write_secret(path: Path, content: bytes) -> None:
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        give_to_owner_of(path.parent, file.fileno())
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
