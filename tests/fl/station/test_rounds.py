@@ -103,7 +103,7 @@ async def test_three_stations_make_one_adapter_in_three_rounds(server: Server, s
         assert policies(first) == {"first": True, "tiny": False}
         assert (first.status() or {})["mode"] in ("idle", "training")  # and no arm ever had anything to complain of
 
-    print(recorded.table())
+    print(f"seconds of the rounds: {[note['seconds'] for note in done[1:]]}\n{recorded.table()}")
     replies = 3
     arrays = sum(value.size * 2 for value in final.arrays().values())
     sent = recorded.objects()
