@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -37,6 +38,9 @@ SAYS: Final = "so-agent says "
 """Begins a line for the station in what the SuperNode prints; the rest of it is JSON."""
 
 PROGRAM: Final = "flwr-clientapp"
+
+ADDRESS: Final = "--runtime-api-address"
+"""Before the address of the SuperNode, in the arguments."""
 
 TOUCHED: Final = (
     "pull_task_input",
@@ -212,7 +216,7 @@ def run(answer: Answer) -> None:
     signal.signal(signal.SIGTERM, answer.stop)
     move_in(answer.rules)
     found = brief.read_brief()
-    shelter.enter(shelter.fence(found, answer.rules.uid, answer.rules.gid))
+    shelter.enter(shelter.fence(found, _port(sys.argv), answer.rules.uid, answer.rules.gid))
     if found:
         os.environ["FLWR_HOME"] = str(Path(found.scratch) / "flower")  # where an app is unpacked
     attach(answer)
@@ -224,6 +228,14 @@ def run(answer: Answer) -> None:
     finally:
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         say({"trainer_ended": os.getpid(), "peak_mb": round(peak_kb / 1024)})
+
+
+def _port(argv: list[str]) -> int | None:
+    """Where the SuperNode listens, on loopback."""
+    for before, word in pairwise(argv):
+        if before == ADDRESS and word.rpartition(":")[2].isdigit():
+            return int(word.rpartition(":")[2])
+    return None
 
 
 def _flag() -> Path:

@@ -4,8 +4,8 @@ Three fences, each where it can be had; `so-agent fl status` says which stand.
 
 another user    where the agent is root: so-agent-fl if there is one, else nobody; in no group but its own
 files           where the kernel has Landlock (Linux 5.13): it opens what is on a list and nothing else. No device but
-                null, zero and random numbers is on it, no other dataset, no key. From Linux 6.12 on a trainer sends
-                no signals to others, either
+                null, zero and random numbers is on it, no other dataset, no key. From Linux 6.7 on it reaches no port
+                but its SuperNode's, over TCP; from 6.12 on it sends no signals to others
 no new rights   set-user-id programs have no effect (agent.fl.launch)
 
 What was given up does not come back. Landlock has no functions in the C library, hence the numbers:
@@ -48,6 +48,7 @@ RESTRICT_SELF: Final = 446
 
 VERSION_ONLY: Final = 1
 PATH_BENEATH: Final = 1
+NET_PORT: Final = 2
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = (1 << bit for bit in range(4))
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
@@ -59,6 +60,7 @@ RIGHTS_NOW: Final = 16
 """How many rights over files a version of Landlock knows: these, and all later ones as many as the fifth."""
 
 NETWORK_SINCE: Final = 4
+BIND_TCP, CONNECT_TCP = 1 << 0, 1 << 1
 SCOPES_SINCE: Final = 6
 SCOPE_SIGNAL: Final = 1 << 1
 
@@ -82,6 +84,7 @@ class Fence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     readable: tuple[str, ...]
     writable: tuple[str, ...]
+    port: int | None = None  # of TCP, the only one that it may connect to; None: none
     uid: int | None = None  # None: as who we are
     gid: int | None = None
 
@@ -99,13 +102,13 @@ def user() -> tuple[int, int] | None:
     return NOBODY, NOBODY
 
 
-def fence(found: Brief | None, uid: int | None, gid: int | None) -> Fence:
+def fence(found: Brief | None, port: int | None, uid: int | None, gid: int | None) -> Fence:
     """Of a trainer with this brief; without one it has nothing."""
     if found is None:
-        return Fence((), (), uid, gid)
+        return Fence((), (), port, uid, gid)
     readable = (*found.datasets, found.policies, str(Path(found.flag).parent))
     writable = [found.scratch, found.candidates, *([str(Path(found.ledger).parent)] if found.ledger else [])]
-    return Fence(readable, tuple(writable), uid, gid)
+    return Fence(readable, tuple(writable), port, uid, gid)
 
 
 def landlock() -> int:
@@ -142,9 +145,10 @@ def python() -> list[str]:
 
 def _ruleset(version: int, fence: Fence) -> int:
     everything = (1 << RIGHTS.get(version, RIGHTS_NOW)) - 1
+    network = BIND_TCP | CONNECT_TCP if version >= NETWORK_SINCE else 0
     signals = SCOPE_SIGNAL if version >= SCOPES_SINCE else 0
     size = 24 if version >= SCOPES_SINCE else 16 if version >= NETWORK_SINCE else 8
-    ruleset = _call(CREATE_RULESET, struct.pack("QQQ", everything, 0, signals), size, 0)
+    ruleset = _call(CREATE_RULESET, struct.pack("QQQ", everything, network, signals), size, 0)
     if ruleset < 0:
         raise _error("Landlock")
     for name in (*SYSTEM, *python(), *fence.readable):
@@ -153,6 +157,9 @@ def _ruleset(version: int, fence: Fence) -> int:
         _allow(ruleset, name, READ_FILE | WRITE_FILE)
     for name in fence.writable:
         _allow(ruleset, name, everything & ~IOCTL_DEV)
+    rule = struct.pack("QQ", CONNECT_TCP, fence.port or 0)
+    if network and fence.port and _call(ADD_RULE, ruleset, NET_PORT, rule, 0) != 0:
+        raise _error(f"Landlock, port {fence.port}")
     return ruleset
 
 
@@ -223,7 +230,7 @@ def main() -> None:
     from agent.fl.runner import rules
 
     its, found = rules(), brief.read_brief()
-    sys.stdout.write(msgspec.json.encode(look(found, fence(found, its.uid, its.gid))).decode() + "\n")
+    sys.stdout.write(msgspec.json.encode(look(found, fence(found, None, its.uid, its.gid))).decode() + "\n")
 
 
 if __name__ == "__main__":

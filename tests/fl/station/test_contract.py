@@ -22,7 +22,7 @@ from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.server.superlink.linkstate.utils import check_node_availability_for_in_message
 from flwr.supercore import telemetry
-from flwr.supercore.constant import FLWR_DISABLE_UPDATE_CHECK, TASK_TYPE_TO_COMMAND
+from flwr.supercore.constant import FLWR_DISABLE_UPDATE_CHECK, TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TASK_TYPE_TO_COMMAND
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.exit import ExitCode, exit_handler, signal_handler
@@ -38,7 +38,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from agent.fl import diary, environment, leaving, node, strategy
 from agent.fl.fleet_gate import FORWARDED, MAX_BODY_BYTES
-from agent.fl.runner import PROGRAM, TOUCHED
+from agent.fl.runner import ADDRESS, PROGRAM, TOUCHED
 from agent.fl.supernode import PROGRAMS
 
 NOT_FOR_STATIONS = {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
@@ -71,6 +71,9 @@ def test_the_runner_looks_up_in_its_module_what_is_replaced_there() -> None:
 def test_every_program_that_a_supernode_may_start_is_ours() -> None:
     assert set(TASK_TYPE_TO_COMMAND.values()) <= {*PROGRAMS, "flwr-simulation"}
     assert PROGRAM in PROGRAMS
+    assert {PROGRAM: ADDRESS}.items() <= {
+        TASK_TYPE_TO_COMMAND[kind]: word for kind, word in TASK_TYPE_TO_APPIO_API_ADDRESS_ARG.items()
+    }.items()
     # It is found through PATH, by its bare name.
     assert "TASK_TYPE_TO_COMMAND[spec.task_type]," in inspect.getsource(subprocess_executor)
 

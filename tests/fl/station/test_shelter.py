@@ -1,6 +1,7 @@
 """What a trainer may reach: looked at from inside of it, in processes that really gave up what they say."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a
 FENCED = pytest.mark.skipif(not shelter.landlock(), reason="this kernel has no Landlock")
 
 TRIES = """
-import os, sys, tempfile
+import os, socket, sys
 from pathlib import Path
 from agent.fl import shelter
 import msgspec
@@ -42,12 +43,15 @@ if sys.argv[2] == "no-landlock":
 shelter.enter(msgspec.json.decode(sys.argv[1], type=shelter.Fence))
 can("uid 0", lambda: os.setuid(0))
 can("groups", lambda: os.setgroups([0]))
-for each in sys.argv[3:]:
+for each in sys.argv[4:]:
     can(f"read {each}", lambda: Path(each).read_bytes())
     can(f"write {each}", lambda: Path(each).open("r+b").close())
     can(f"list {each}", lambda: os.listdir(each))
     can(f"make in {each}", lambda: Path(each, "new").touch())
 can("signal", lambda: os.kill(os.getppid(), 0))
+for port in map(int, sys.argv[3].split(",")):
+    can(f"connect {port}", lambda: socket.create_connection(("127.0.0.1", port), timeout=5).close())
+can("listen", lambda: socket.create_server(("127.0.0.1", 0)).close())
 import lzma, numpy, flwr.app  # all that is installed can still be imported
 can("null", lambda: Path("/dev/null").write_text("x"))
 can("random", lambda: os.urandom(4) and Path("/dev/urandom").open("rb").read(4))
@@ -77,16 +81,23 @@ def tried(folder: Path, fence: Fence, *, landlock: bool = True) -> set[str]:
     paths = [folder / each for each in ("kitchen", "diary", "scratch", "station.key", "tty")]
     words = [*map(str, paths), str(folder / "kitchen" / "data"), "/etc/shadow", "/dev"]
     command = [sys.executable, "-c", TRIES, msgspec.json.encode(fence).decode(), "" if landlock else "no-landlock"]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as others:
+        ports = [each.getsockname()[1] for each in (own, others)]
+        command[3] = msgspec.json.encode(msgspec.structs.replace(fence, port=ports[0])).decode()
+        words.insert(0, ",".join(map(str, ports)))
+        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return {line.replace(f"{folder}/", "") for line in done.stdout.splitlines()}
+    found = done.stdout.replace(f"{folder}/", "").replace(f"connect {ports[0]}", "connect").splitlines()
+    return {line.replace(str(ports[1]), "elsewhere") for line in found}
 
 
 def fence(folder: Path, owner: tuple[int, int] | None = None) -> Fence:
-    return Fence((str(folder / "kitchen"),), (str(folder / "scratch"),), *(owner or (None, None)))
+    return Fence((str(folder / "kitchen"),), (str(folder / "scratch"),), None, *(owner or (None, None)))
 
 
-NEEDED = {"list kitchen", "read kitchen/data", "list scratch", "make in scratch", "null", "random"}
+NEEDED = {"list kitchen", "read kitchen/data", "list scratch", "make in scratch", "null", "random", "connect"}
+NETWORK = set() if shelter.landlock() >= shelter.NETWORK_SINCE else {"connect elsewhere", "listen"}
+"""Where the kernel does not fence it."""
 
 
 @FENCED
@@ -95,14 +106,14 @@ def test_as_root_a_trainer_is_nobody_and_opens_only_what_is_on_its_list(station:
     other = shelter.user()
     assert other is not None
     os.chown(station / "scratch", *other)
-    assert tried(station, fence(station, other)) == NEEDED | {f"is {other[0]} in []"}
+    assert tried(station, fence(station, other)) == NEEDED | NETWORK | {f"is {other[0]} in []"}
 
 
 @FENCED
 def test_without_another_user_it_opens_only_what_is_on_its_list(station: Path) -> None:
     """As in the shipped service, whose user may open arms and cameras, and become nobody else."""
     found = tried(station, fence(station))
-    assert {each for each in found if not each.startswith("is ")} - {"uid 0", "groups"} == NEEDED
+    assert {each for each in found if not each.startswith("is ")} - {"uid 0", "groups"} == NEEDED | NETWORK
 
 
 @ROOT_ONLY
@@ -117,7 +128,7 @@ def test_as_root_without_landlock_it_is_nobody(station: Path) -> None:
     if not reachable:
         pytest.skip("this Python lies in a folder that is closed to others")
     found = tried(station, fence(station, other), landlock=False)
-    assert found == NEEDED | {"list /dev", f"is {other[0]} in []"}
+    assert found == NEEDED | {"connect elsewhere", "listen", "list /dev", f"is {other[0]} in []"}
 
 
 def _python_is_open() -> bool:
