@@ -1,5 +1,6 @@
 """What a trainer may reach: looked at from inside of it, in processes that really gave up what they say."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -70,7 +71,7 @@ def station() -> Iterator[Path]:
         (folder / "station.key").write_text("secret")
         (folder / "station.key").chmod(0o600)
         device = folder / "tty"
-        if os.geteuid() == 0:  # zeroes, with the rights that serial ports have
+        with contextlib.suppress(PermissionError):  # zeroes, with the rights that serial ports have
             os.mknod(device, 0o20660, os.makedev(1, 5))
             os.chown(device, 0, 20)
         yield folder
