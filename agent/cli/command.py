@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo
 
+from agent.cli.belongings import give_back
 from agent.cli.locate import Station
 from agent.errors import AgentError
 
@@ -109,6 +110,9 @@ class Command(TyperCommand):
         except AgentError as error:
             show_error(error, invocation().json)
             raise typer.Exit(error.exit_code) from None
+        finally:
+            if station := invocation().loaded:
+                give_back(station.paths.state)
 
 
 class Root(TyperGroup):

@@ -64,6 +64,7 @@ class Station:
 
     config: str | None = None
     socket: str | None = None
+    loaded: "StationConfig | None" = None
 
     def load(self) -> "StationConfig":
         """The configuration that was named. Raises BadInput when none was, or when it is wrong."""
@@ -71,7 +72,8 @@ class Station:
             raise BadInput("No configuration was named.", "Give `-c FILE`, or set SO_AGENT_CONFIG.")
         from agent.config import load
 
-        return load(Path(self.config).expanduser())
+        self.loaded = load(Path(self.config).expanduser())
+        return self.loaded
 
     def agent_socket(self) -> Path:
         """The agent's socket. Raises NotRunning when nothing names it and not exactly one agent runs."""
