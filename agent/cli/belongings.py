@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def give_back(folder: Path) -> None:
-    """Let the owner of `folder` own what root owns below it. Does nothing for other accounts, and in root's own folders.
+    """Let the owner of `folder` own what root owns below it. Nothing for other accounts, and in root's own folders.
 
     Links stay as they are, and so do files with a second name: they may be somebody else's.
     """
