@@ -43,6 +43,9 @@ WARM_S: Final = 2.0
 """Left out at the beginning of every run: the first chunk of all sides is late."""
 
 START_S: Final = 120.0
+WIDTH: Final = 180
+"""Of a table that goes into a file."""
+
 CHUNK: Final = 50
 
 OURS: Final = "so-agent"
@@ -61,7 +64,8 @@ class Outcome:
     """One side, once. Durations in seconds where the name does not say otherwise."""
 
     side: str
-    delay_s: float
+    delay_s: float  # added to every prediction
+    prediction_s: float  # with it
     shuttle: Shuttle
     starved: float  # share of ticks without an action
     smoothness: Smoothness | None = None  # None, as the next two: hardly a goal was written
@@ -100,11 +104,11 @@ class Bench:
             begin_ns = time.monotonic_ns()
             done = shuttle(self._table, DISC, seconds, seed)
             end_ns = time.monotonic_ns()
-            handed = publishing_s()  # while everything still runs
+            handed = publishing_s(self._table.rig.config.robot.realtime_priority)  # while everything still runs
             status = station.stop()
         policy, execution = status["policy"], status["policy"]["execution"]
         return self._outcome(
-            side, delay_s, done, begin_ns, end_ns,
+            side, delay_s, policy["inference_s"], done, begin_ns, end_ns,
             starved=execution["starved_ticks"] / max(1, execution["ticks"]),
             hand_over=handed,
             overhead_ms=(policy["delay_p50_s"] - policy["inference_s"]) * 1e3,
@@ -138,7 +142,7 @@ class Bench:
         sent = [at for at in told["sent"] if begin_ns <= at * 1e9 <= end_ns]
         inferred = statistics.median(told["inferred"]) if told["inferred"] else 0.0
         return self._outcome(
-            side, delay_s, done, begin_ns, end_ns,
+            side, delay_s, inferred, done, begin_ns, end_ns,
             starved=max(0.0, 1 - len(sent) / ((end_ns - begin_ns) / 1e9 * FPS)),
             hand_over=told["handed"],
             overhead_ms=(statistics.median(told["reacted"]) - inferred) * 1e3 if told["reacted"] else None,
@@ -148,6 +152,7 @@ class Bench:
         self,
         side: str,
         delay_s: float,
+        prediction_s: float,
         done: Shuttle,
         begin_ns: int,
         end_ns: int,
@@ -159,10 +164,13 @@ class Bench:
         handed_ms = percentile(hand_over, 99) * 1e3 if hand_over else None
         at_ns, goals = self._wire(begin_ns, end_ns)
         if len(at_ns) < FPS:  # lerobot's RTC engine takes an action no more once its chunks come too late
-            return Outcome(side, delay_s, done, starved, hand_over_p99_ms=handed_ms, overhead_ms=overhead_ms)
+            return Outcome(
+                side, delay_s, prediction_s, done, starved, hand_over_p99_ms=handed_ms, overhead_ms=overhead_ms
+            )
         times, smooth = timing(at_ns, FPS), smoothness(at_ns, goals, FPS)
         return Outcome(
-            side, delay_s, done, starved, smooth, times.error_p99_ms, times.rate_hz, handed_ms, overhead_ms
+            side, delay_s, prediction_s, done, starved,
+            smooth, times.error_p99_ms, times.rate_hz, handed_ms, overhead_ms,
         )  # fmt: skip
 
     def _wire(self, begin_ns: int, end_ns: int) -> tuple[list[int], Any]:
@@ -179,9 +187,9 @@ class Bench:
         return list(whole), np.array([[row[joint] for joint in range(1, 6)] for row in whole.values()], float)
 
 
-def floor(delay_s: float) -> float:
+def floor(prediction_s: float) -> float:
     """Starvation that nobody who predicts one chunk after the other can avoid at this rate."""
-    return max(0.0, 1 - (CHUNK / 2) / (delay_s * FPS)) if delay_s else 0.0
+    return max(0.0, 1 - (CHUNK / 2) / (prediction_s * FPS)) if prediction_s else 0.0
 
 
 def headline_table(outcomes: dict[str, list[Outcome]], asked: argparse.Namespace) -> Drawn:
@@ -210,7 +218,7 @@ def headline_table(outcomes: dict[str, list[Outcome]], asked: argparse.Namespace
 def queue_table(outcomes: dict[tuple[float, str], Outcome]) -> Drawn:
     drawn = Drawn(title="What the arm was sent")
     columns = (
-        "prediction", "side", "starved", "floor", "period error p99", "rate", "hand-over p99", "overhead",
+        "added", "prediction", "side", "starved", "floor", "period error p99", "rate", "hand-over p99", "overhead",
         "largest step change", "rms", "jerk rms",
     )  # fmt: skip
     for name in columns:
@@ -219,9 +227,10 @@ def queue_table(outcomes: dict[tuple[float, str], Outcome]) -> Drawn:
         smooth = one.smoothness
         drawn.add_row(
             f"{delay_s:g} s",
+            f"{one.prediction_s:.2f} s",
             side,
             f"{one.starved:.1%}",
-            f"{floor(delay_s):.1%}",
+            f"{floor(one.prediction_s):.1%}",
             _cell(one.period_error_p99_ms, "{:.1f} ms"),
             _cell(one.rate_hz, "{:.2f} Hz"),
             _cell(one.hand_over_p99_ms, "{:.2f} ms"),
@@ -280,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     ):
         bench = Bench(table, asked.policy, console.print)
         drawn, outcomes = {"headline": headline, "queue": queue}[asked.kind](bench, asked)
-    Console().print(drawn)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(drawn)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"tasks-{asked.kind}.json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1))
     return 0

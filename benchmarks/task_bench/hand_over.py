@@ -2,11 +2,13 @@
 
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from agent.messages import Drive, Joints, Limit, Source, Tick
+from agent.robot.pacing import prefer
 from agent.transport import Publisher, Subscriber
 
 TICKS: Final = 900
@@ -15,8 +17,16 @@ PERIOD_S: Final = 1 / 300
 POSE: Final[Joints] = (12.3, -45.6, 78.9, -10.1, 112.1, 31.4)
 
 
-def publishing_s() -> list[float]:
-    """How long each of `TICKS` publications took, in seconds, with a subscriber that reads them all."""
+def publishing_s(priority: int) -> list[float]:
+    """How long each of `TICKS` publications took, in seconds, with a subscriber that reads them all.
+
+    On a thread of the control thread's own `priority` (`robot.realtime_priority`), where the host permits it.
+    """
+    with ThreadPoolExecutor(1, initializer=prefer, initargs=(priority,)) as control:
+        return control.submit(_publish).result()
+
+
+def _publish() -> list[float]:
     with tempfile.TemporaryDirectory(prefix="so-", dir="/tmp") as folder:  # socket paths must be short
         path = Path(folder) / "arm.pub"
         with closing(Publisher(path)) as publisher, closing(Subscriber(path)) as subscriber:
