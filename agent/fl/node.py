@@ -302,7 +302,9 @@ class Node:
         if tenant and self._takes_too_much():
             self._on_event("A trainer took more memory than federation.memory_max_gb, and was ended.", {"pid": tenant})
             self.room.end_trainer()
-        if deaf_s > DEAF_S:
+        if deaf_s > DEAF_S and diary.unreachable:  # which takes a station for gone after a minute
+            self._give_up(supernode, "the fleet was away for so long that it waits for no reply any more")
+        elif deaf_s > DEAF_S:
             self._give_up(supernode, "a message lay here, and nothing worked on it")
         elif diary.forgotten:
             self._give_up(supernode, "the fleet did not know this session any more")
