@@ -122,4 +122,4 @@ def policies(station: FleetStation) -> dict[str, bool]:
     command = [sys.executable, "-m", "agent.cli", "policy", "list", "-c", str(station.file), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {each["name"]: each["in_use"] for each in json.loads(done.stdout)}
+    return {each["policy"]: each["in_use"] for each in json.loads(done.stdout)}
