@@ -19,7 +19,7 @@ from experiments.demo_policy.recipe import Recipe as DemoRecipe
 from experiments.demo_policy.recipe import quick as quick_demo
 from experiments.federation.recipe import Recipe, quick
 
-STAGES = ("divide", "start", "federate", "alone", "evaluate", "stack", "report", "all")
+STAGES = ("divide", "start", "federate", "alone", "longer", "evaluate", "stack", "report", "all")
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=STAGES, help="what to do; `all` is all of them in this order")
+    parser.add_argument("stage", choices=STAGES, help="what to do; `all` is all of them")
     parser.add_argument("--folder", type=Path, required=True, help="of the demo policy: episodes, vision tower")
     parser.add_argument("--out", type=Path, help="everything of this experiment (default: FOLDER/federation)")
     parser.add_argument("--quick", action="store_true", help="a tiny network and a few steps: for a test")

@@ -1,7 +1,7 @@
 """The same steps without a federation: one station by itself, or all data in one place.
 
-The app's own trainer, with the same optimiser, rate and rounds; only that nobody averages anything. After each round
-the optimiser begins anew, as a station's does.
+The app's own trainer and optimiser, only that nobody averages anything. A round is where the rate is lowered and the
+optimiser begins anew, as a station's does; without a server there is no need of many.
 """
 
 from collections.abc import Callable

@@ -26,21 +26,23 @@ class Recipe:
     seed: int = 0
     network: Network = field(default_factory=Network)
     shards: int = 12  # of a thousand renders, to find named discs in, and for poses to move from
-    ground_steps: int = 500
+    ground_steps: int = 1_500
     ground_batch: int = 64
     ground_rate: float = 1.5e-3
-    play_steps: int = 500
+    play_steps: int = 800
     play_batch: int = 32
     play_rate: float = 1.5e-3
-    rounds: int = 20
-    local_steps: int = 40
-    batch: int = 32
-    rate: float = 1e-3
-    decay: float = 0.9
+    rounds: int = 120
+    local_steps: int = 20
+    batch: int = 16
+    rate: float = 3e-3  # of stations whose changes are averaged; see docs/federation-proof.md
+    end: float = 0.03  # share of the rate that is left in the last round
+    alone_rounds: int = 10  # of those who learn by themselves, with as many steps in all as a station has, or all have
+    alone_rate: float = 1e-3
     longer: bool = True  # each station by itself once more, with as many steps as all three have together
     starts: int = 100
     curve_starts: int = 50
-    curve_every: int = 4
+    curve_every: int = 20
     stack_starts: int = 30
 
 
@@ -54,6 +56,7 @@ def quick() -> Recipe:
         play_steps=4,
         play_batch=4,
         rounds=2,
+        alone_rounds=2,
         local_steps=2,
         batch=4,
         longer=False,

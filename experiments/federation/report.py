@@ -39,6 +39,11 @@ def best_local(results: Mapping[str, Results]) -> str:
     return max(local, key=lambda name: results[name].share)
 
 
+def complete(results: Mapping[str, Results]) -> bool:
+    """Whether there is what a verdict compares."""
+    return {TOGETHER, EVERYTHING, *PARTS} <= results.keys()
+
+
 def table(results: Mapping[str, Results], steps: Mapping[str, int]) -> str:
     """Markdown: one line a policy."""
     lines = [
@@ -65,6 +70,12 @@ def situations(results: Mapping[str, Results]) -> str:
         found = each.situations()
         lines.append(f"| {label(name)} | " + " | ".join(f"{found[key][0]} of {found[key][1]}" for key in keys) + " |")
     return "\n".join(lines) + "\n"
+
+
+def unfinished(rounds: Mapping[str, tuple[int, int]]) -> str:
+    """Who is not in the tables, and how far they are."""
+    some = "; ".join(f"{label(name)} ({done} of {of} rounds)" for name, (done, of) in rounds.items())
+    return f"Not run to the end, or not judged: {some}.\n"
 
 
 def verdict(results: Mapping[str, Results]) -> str:

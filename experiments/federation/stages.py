@@ -75,7 +75,8 @@ class Stages:
 
     def federate(self) -> None:
         """Three stations, one policy, through Flower."""
-        settings = self.settings(TOGETHER, self.recipe.local_steps)
+        recipe = self.recipe
+        settings = self.settings(TOGETHER, recipe.local_steps, recipe.rounds, recipe.rate, recipe.end)
         config: dict[str, Any] = {
             "name": TOGETHER,
             "policy": str(self.start().folder),
@@ -97,67 +98,73 @@ class Stages:
         flower.run(self.out, config, len(SHARES), lambda done: self._say("federate", f"round {done}"))
 
     def alone(self) -> None:
-        """Each station by itself, and all data in one place."""
-        local, total = self.recipe.local_steps, self.recipe.local_steps * len(SHARES)
-        base = self.start()
-        work = [(EVERYTHING, self.out / EVERYTHING, total)]
-        work += [(share.part, self.out / "datasets" / share.part, local) for share in SHARES]
+        """All data in one place, and each station by itself."""
+        local = self.recipe.rounds * self.recipe.local_steps
+        self._alone(EVERYTHING, self.out / EVERYTHING, local * len(SHARES))
+        for share in SHARES:
+            self._alone(share.part, self.out / "datasets" / share.part, local)
+
+    def longer(self) -> None:
+        """Each station by itself once more, with as many steps as all have together."""
         if self.recipe.longer:
-            work += [(f"{share.part}{LONGER}", self.out / "datasets" / share.part, total) for share in SHARES]
-        for name, dataset, steps in work:
-            alone.learn(
-                RunFolder(self.out / RUNS / name),
-                base,
-                dataset,
-                self.settings(name, steps),
-                lambda done, name=name: self._say(
-                    "alone", name, {"round": done.round, "loss": done.train_loss or 0.0, "seconds": done.seconds}
-                ),
-            )
+            for share in SHARES:
+                total = self.recipe.rounds * self.recipe.local_steps * len(SHARES)
+                self._alone(f"{share.part}{LONGER}", self.out / "datasets" / share.part, total)
 
     def evaluate(self) -> None:
-        """Everybody on the same unseen starts, in the simulator; then federated over its rounds."""
+        """Everybody who is done on the same unseen starts, in the simulator; then federated over its rounds."""
         numbers = list(range(self.recipe.starts))
         for name in self.names():
-            self._evaluate(self.results_file(name), name, self._last_round(name), numbers)
+            if self._done(name) == self._rounds(name):
+                self._evaluate(self.results_file(name), name, self._done(name), numbers)
         numbers = list(range(CURVE_FROM, CURVE_FROM + self.recipe.curve_starts))
-        rounds = self.recipe.rounds
-        for number in sorted({*range(0, rounds, self.recipe.curve_every), rounds}):
+        rounds = self._done(TOGETHER)
+        for number in sorted({*range(0, rounds, self.recipe.curve_every), rounds}) if rounds else ():
             self._evaluate(self._curve_file(number), TOGETHER, number, numbers)
 
     def stack(self) -> None:
         """Federated, centralised and the best local through the whole stack, in real time."""
-        if not self.recipe.stack_starts:
+        results = self._results()
+        if not self.recipe.stack_starts or not report.complete(results):
             return
-        best = report.best_local(self._results())
-        for name in (TOGETHER, EVERYTHING, best):
+        for name in (TOGETHER, EVERYTHING, report.best_local(results)):
             file = self.out / "stack" / f"{name}.json"
             if not file.exists():
-                bundle = self.bundle(name, self._last_round(name))
+                bundle = self.bundle(name, self._done(name))
                 _through_the_stack(
                     bundle, self.recipe.stack_starts, lambda *done, name=name: self._say("stack", name, *done)
                 ).save(file)
 
     def report(self) -> None:
-        """The tables and pictures, below `out/report`."""
+        """The tables and pictures of what there is, below `out/report`."""
         results = self._results()
+        if not results:
+            raise BadInput("Nothing has been evaluated yet.", "Give the stage `all`, or `evaluate`.")
         folder = self.out / "report"
         title = f"Simulator, {self.recipe.starts} unseen starts; bars: 95% intervals (Wilson)"
         report.draw_bars(folder / PICTURES[0], results, title)
-        curve = {int(path.stem): load(path) for path in sorted((self.out / "curve").glob("*.json"))}
-        others = {name: each for name, each in results.items() if name != TOGETHER}
-        rounds_title = (
-            f"Federated by round on {self.recipe.curve_starts} unseen starts (95% band); lines: the others in the end"
-        )
-        report.draw_rounds(folder / PICTURES[1], curve, others, rounds_title)
-        text = [report.table(results, self._steps()), report.situations(results), report.verdict(results)]
+        if curve := {int(path.stem): load(path) for path in sorted((self.out / "curve").glob("*.json"))}:
+            others = {name: each for name, each in results.items() if name != TOGETHER}
+            rounds_title = (
+                f"Federated by round on {self.recipe.curve_starts} unseen starts (95% band); "
+                "lines: the others in the end"
+            )
+            report.draw_rounds(folder / PICTURES[1], curve, others, rounds_title)
+        text = [report.table(results, self._steps()), report.situations(results)]
+        if unfinished := {name: (self._done(name), self._rounds(name)) for name in self.names() if name not in results}:
+            text.append(report.unfinished(unfinished))
+        if report.complete(results):
+            text.append(report.verdict(results))
         if stack := {path.stem: load(path) for path in sorted((self.out / "stack").glob("*.json"))}:
             text += ["Through the whole stack:\n", report.table(stack, self._steps())]
         (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
         self._console.print("\n".join(text))
 
     def all(self) -> None:
-        for stage in (self.divide, self.start, self.federate, self.alone, self.evaluate, self.stack, self.report):
+        """A first report is there before each station begins to learn for longer."""
+        for stage in (self.divide, self.start, self.federate, self.alone, self.evaluate, self.report):
+            stage()
+        for stage in (self.longer, self.evaluate, self.stack, self.report):
             stage()
 
     def rows(self) -> episodes.Episodes:
@@ -171,17 +178,17 @@ class Stages:
         px = self.recipe.network.image_px
         return episodes.load(dataset, px, self.demo / "cache", lambda *done: self._say("decode", *done))
 
-    def settings(self, name: str, steps: int) -> Settings:
-        recipe = self.recipe
+    def settings(self, name: str, steps: int, rounds: int, rate: float, end: float) -> Settings:
+        """From `rate` in the first round, the rate decays to the share `end` of it in the last."""
         return Settings(
             name=name,
             method=Method.EXPERT,
-            seed=recipe.seed,
+            seed=self.recipe.seed,
             local_steps=steps,
-            batch_size=recipe.batch,
-            learning_rate=recipe.rate,
-            learning_rate_decay=recipe.decay,
-            num_server_rounds=recipe.rounds,
+            batch_size=self.recipe.batch,
+            learning_rate=rate,
+            learning_rate_decay=round(end ** (1 / max(1, rounds - 1)), 6),
+            num_server_rounds=rounds,
             held_out=HELD_OUT,
         )
 
@@ -209,8 +216,26 @@ class Stages:
     def _curve_file(self, number: int) -> Path:
         return self.out / "curve" / f"{number:03d}.json"
 
-    def _last_round(self, name: str) -> int:
-        return 0 if name == START else RunFolder(self.out / RUNS / name).last().manifest.round
+    def _rounds(self, name: str) -> int:
+        return {START: 0, TOGETHER: self.recipe.rounds}.get(name, self.recipe.alone_rounds)
+
+    def _done(self, name: str) -> int:
+        """Rounds of a run that are on the disk."""
+        folder = RunFolder(self.out / RUNS / name)
+        return 0 if name == START or folder.common() is None else folder.last().manifest.round
+
+    def _alone(self, name: str, dataset: Path, steps: int) -> None:
+        recipe = self.recipe
+        rounds = recipe.alone_rounds
+        alone.learn(
+            RunFolder(self.out / RUNS / name),
+            self.start(),
+            dataset,
+            self.settings(name, steps // rounds, rounds, recipe.alone_rate, recipe.end),
+            lambda done: self._say(
+                "alone", name, {"round": done.round, "loss": done.train_loss or 0.0, "seconds": done.seconds}
+            ),
+        )
 
     def _evaluate(self, file: Path, name: str, number: int, numbers: list[int]) -> None:
         if file.exists():
@@ -225,11 +250,12 @@ class Stages:
         self._say("evaluate", f"{name}, round {number}", {"success": results.share, "low": low, "high": high})
 
     def _results(self) -> dict[str, Results]:
-        return {name: load(self.results_file(name)) for name in self.names()}
+        """Of those who are done and judged."""
+        return {name: load(self.results_file(name)) for name in self.names() if self.results_file(name).exists()}
 
     def _steps(self) -> dict[str, int]:
         found = {}
-        for name in self.names():
+        for name in self._results():
             if name != START:
                 found[name] = int(sum(each.steps for each in RunFolder(self.out / RUNS / name).rounds()))
         return found

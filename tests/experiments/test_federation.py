@@ -221,6 +221,11 @@ def test_alone_everybody_learns_with_the_same_steps_and_scales_evaluation_and_re
     assert steps == {**{each.part: share for each in SHARES}, EVERYTHING: 3 * share}
     common = [RunFolder(stages.out / RUNS / name).common() for name in steps]
     assert len({json.dumps(each.statistics) for each in common if each}) == 1
+    stages.evaluate()
+    stages.report()
+    text = (stages.out / "report" / "report.md").read_text()
+    assert f"Not run to the end, or not judged: federated (0 of {RECIPE.rounds} rounds)." in text
+    assert "Federated against" not in text
     shutil.copytree(stages.out / RUNS / EVERYTHING, stages.out / RUNS / TOGETHER)
     stages.evaluate()
     stages.report()
