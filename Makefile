@@ -116,7 +116,7 @@ docs: setup ## this documentation as a site in site/, made strictly; needs no ne
 # DEMO is where train-demo-policy keeps what it records and learns; what is missing there is made first, in an hour.
 DEMO ?= demo-policy
 .PHONY: prove-federation
-prove-federation: rendering ## three stations learn together, each alone, and all in one place; 45 minutes and more
+prove-federation: rendering ## three stations learn together, each alone, and all in one place; some hours; goes on where it stopped
 	$(PYTHON) -m experiments.demo_policy record --folder $(DEMO)
 	$(PYTHON) -m experiments.demo_policy pretrain --folder $(DEMO)
 	$(PYTHON) -m experiments.federation all --folder $(DEMO)
