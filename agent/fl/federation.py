@@ -299,6 +299,7 @@ class Federation:
             raise BadInput("fl.enroll needs superlink and ca, and may have a key.", "See `so-agent fl enroll --help`.")
         enrolment = await asyncio.to_thread(self.membership.enroll, superlink, authority, key)
         self.node.leave("this station was enrolled anew")
+        self._step()
         return {**msgspec.structs.asdict(enrolment), "public_key": self.membership.public_line()}
 
     async def _leave_verb(self, args: dict[str, Any], told: Told) -> dict[str, Any]:
