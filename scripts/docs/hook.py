@@ -16,8 +16,6 @@ from scripts.docs import command_line, configuration, dialect, modules, routes, 
 
 REFERENCE = "reference/"
 PYTHON = f"{REFERENCE}python/"
-COMING = {"federation-proof.md"}
-"""Pages that others lead to before they are there."""
 
 ICON = ROOT / "agent" / "api" / "web" / "icon.svg"
 
@@ -29,11 +27,6 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is made and not written."""
-    written = {file.src_uri for file in files}
-    for uri in COMING - written:
-        files.append(
-            File.generated(config, uri, content=f"# {uri.removesuffix('.md')}\n\nThis page is being written.\n")
-        )
     for uri, text in generated():
         files.append(File.generated(config, uri, content=text))
     return files
