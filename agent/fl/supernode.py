@@ -218,8 +218,9 @@ class SuperNode:
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process and self._process.returncode is None:
+            # Not `send_signal`: it looks whether the process has ended, and takes its status away from asyncio.
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                os.kill(self._process.pid, number)
 
     async def end(self) -> bool:
         """Gone when this returns, with all that it started. Whether it had said goodbye."""

@@ -266,6 +266,7 @@ def test_a_servo_with_an_alarm_does_not_prevent_connecting_or_releasing(bench: B
 def test_an_unplugged_leader_holds_the_follower_and_costs_it_no_tick(bench: Bench) -> None:
     bench.start()
     bench.follow()
+    bench.wait(lambda report: report.loop is not None, 3)  # it counts from its first full second on
     begin = len(bench.ticks)
     overruns = bench.ask(ArmQuery()).loop
     bench.leader.port.unplug()
