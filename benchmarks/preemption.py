@@ -7,7 +7,9 @@ At random moments teleoperation is started, wherever the station is just then: j
 sending its reply. Two of three moments lie within 14 s of joining, the third within 5 s of a step, because on a small
 computer nothing is learnt before then. Measured is the time from the request to the first tick in which the arm obeys,
 beside that of the same station while it takes no part; the regularity of the control loop in both; and what each round
-of the fleet got. A station is wedged when it does not learn again, within two minutes, after the last of them.
+of the fleet got. A station is wedged when it does not learn again within two minutes of being let.
+
+What was seen is written down however it ends: Ctrl-C after half of it shows that half.
 """
 
 import argparse
@@ -17,21 +19,15 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter, deque
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from types import FrameType
+from typing import Any, Final, NoReturn
 
-import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from agent.errors import AgentError
 from agent.fl import fleet_runs
@@ -39,19 +35,19 @@ from agent.fl.fleet import Fleet
 from agent.fl.fleet_control import Control
 from agent.fl.fleet_report import rounds
 from agent.fl.synthetic import drawn
-from agent.messages import ArmReport, Drive, Tick
-from agent.transport import Subscriber
+from benchmarks.control import machine
 from benchmarks.control_bench.agent_side import Daemon, ready
 from benchmarks.control_bench.host import end
 from benchmarks.control_bench.rig import ROOT, BenchError, Rig, free_ports, wait_for
-from benchmarks.control_bench.stats import percentile
+from benchmarks.preemption_bench.report import Findings, Start, result, show
+from benchmarks.preemption_bench.ticks import Ticks
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "preemption.json"
 POLICY: Final = ROOT / "policies" / "demo-reach"
 RUN: Final = "endless"
 DATASET: Final = "drawn"
 
-SETTINGS: Final = {
+SETTINGS: Final[dict[str, bool | int | float | str]] = {
     "policy": POLICY.name,
     "num-server-rounds": 10_000,
     "local-steps": 200,
@@ -62,7 +58,6 @@ SETTINGS: Final = {
     "round-timeout-s": 300.0,
     "max-empty-rounds": 1000,
 }
-OBEYS: Final = (Drive.ALIGN, Drive.FOLLOW)
 USED_S: Final = 3.0
 """How long an operator keeps the arm at least: longer than the trainer stands still, so that it goes on beside it."""
 
@@ -78,63 +73,13 @@ AT_STEPS_S: Final = (0.0, 5.0)
 STEPS_EVERY: Final = 3
 QUICK: Final = (6, 5, 10.0)  # times, baseline, window
 
-TWO_MINUTES_S: Final = 120.0
+GONE_S: Final = 120.0
+"""For a SuperNode to leave: 30 s for the reply, and some more."""
 
+PATIENCE_S: Final = 600.0
+"""For learning to begin: after two minutes the station counts as wedged, and the benchmark goes on if it can."""
 
-@dataclass(frozen=True)
-class Start:
-    """One start of teleoperation."""
-
-    state: str  # of the node, when it was asked for
-    doing: str
-    first_tick_ms: float
-    answered_ms: float  # until the request was answered
-    off_s: float | None = None  # until the SuperNode was gone
-
-
-class Ticks:
-    """Listens to the arm in a thread of its own, so that nothing here delays a time stamp: those are the arm's."""
-
-    def __init__(self, path: Path) -> None:
-        self._subscriber = Subscriber(path)
-        self._decoder = msgspec.msgpack.Decoder(Tick | ArmReport)
-        self._ticks: deque[Tick] = deque(maxlen=20_000)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        while not self._stop.is_set():
-            if parts := self._subscriber.receive(0.2):
-                message = self._decoder.decode(parts[0].buffer)
-                if isinstance(message, Tick):
-                    self._ticks.append(message)
-
-    def first_obeying_ns(self, after_ns: int, timeout_s: float = 10.0) -> int:
-        """When the first tick after a moment sent the arm somewhere."""
-
-        def found() -> int | None:
-            for tick in list(self._ticks):
-                if tick.read_ns > after_ns and tick.drive in OBEYS and tick.sent is not None:
-                    return tick.read_ns
-            return None
-
-        return wait_for("the arm obeys", found, timeout_s, poll_s=0.005)
-
-    def period_errors_ms(self, begin_ns: int, end_ns: int) -> list[float]:
-        """|interval - period| of the moments at which the loop woke."""
-        woke = [(tick.seq, tick.due_ns, tick.due_ns + tick.late_ns) for tick in list(self._ticks)]
-        woke = [each for each in woke if begin_ns <= each[1] <= end_ns]
-        return [
-            abs((later[2] - earlier[2]) - (later[1] - earlier[1])) / 1e6
-            for earlier, later in pairwise(woke)
-            if later[0] == earlier[0] + 1
-        ]
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(2.0)
-        self._subscriber.close()
+FREE: Final = ("idle", "training")
 
 
 class Bench:
@@ -142,6 +87,8 @@ class Bench:
 
     def __init__(self, folder: Path, console: Console, dice: random.Random, window_s: float) -> None:
         self._console, self._dice, self._window_s = console, dice, window_s
+        self._folder = folder
+        self.found = Findings()
         self.rig = Rig(folder / "station", cameras=1)
         settings = {"idle_min": 0.0, "min_free_memory_gb": 0.5, "min_free_disk_gb": 0.5}
         self._file = self.rig.configuration("agent", federation=settings)
@@ -151,31 +98,32 @@ class Bench:
         shutil.copytree(POLICY, paths.policies / POLICY.name)
         shutil.copytree(drawn(folder / "drawn", 20), paths.datasets / DATASET)
         self._address = f"127.0.0.1:{free_ports(1)[0]}"
-        self._serve: subprocess.Popen[bytes] | None = None
-        self._folder = folder
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Bench":
-        self.rig.start()
-        command = [sys.executable, "-m", "agent.cli", "fleet", "serve", "--fleet", str(self._fleet.folder)]
-        with (self._folder / "serve.log").open("ab") as log:
-            self._serve = subprocess.Popen(
-                [*command, "--bind", self._address], stdout=log, stderr=log, cwd=ROOT, start_new_session=True
-            )
-        self.daemon = Daemon(self._file, self._folder / "agent.log")
-        wait_for("the station is ready", lambda: ready(self.daemon.status()), poll_s=0.1)
-        wait_for("the fleet is served", self._served, poll_s=0.2)
-        self.ticks = Ticks(self.daemon.config.paths.arm_pub)
+        with self._open as opening:  # what was started is ended when something after it does not start
+            opening.callback(self.rig.close)
+            self.rig.start()
+            opening.callback(_end_fleet, self._serve())
+            self.daemon = Daemon(self._file, self._folder / "agent.log")
+            opening.callback(self.daemon.close)
+            wait_for("the station is ready", lambda: ready(self.daemon.status()), poll_s=0.1)
+            wait_for("the fleet is served", self._served, poll_s=0.2)
+            self.ticks = Ticks(self.daemon.config.paths.arm_pub)
+            opening.callback(self.ticks.close)
+            self._open = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(AttributeError):
-            self.ticks.close()
-            self.daemon.close()
-        if self._serve:
-            end(self._serve, 30.0)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._serve.pid, signal.SIGKILL)
-        self.rig.close()
+        self._open.close()
+
+    def _serve(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "agent.cli", "fleet", "serve", "--fleet", str(self._fleet.folder)]
+        with (self._folder / "serve.log").open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--bind", self._address], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
+                start_new_session=True,
+            )  # fmt: skip
 
     def _served(self) -> bool:
         with contextlib.suppress(AgentError):
@@ -188,22 +136,80 @@ class Bench:
     def federation(self) -> dict[str, Any]:
         return self.ask("fl.status")
 
-    def enroll(self) -> None:
+    def run(self, times: int, baseline: int) -> None:
+        """All of it; what was seen is in `found`, whatever is raised."""
+        began_s = time.monotonic()
+        found = self.found
+        try:
+            self._console.print("A station that takes no part:")
+            for _ in range(baseline):
+                found.idle.append(self._teleoperate())
+            found.idle_errors_ms.append(self._regularity())
+            self._enroll()
+            self._begin_run()
+            self._console.print("The control loop while it trains:")
+            self._until_it_learns(again=False)
+            found.training_errors_ms.append(self._regularity())
+            self._console.print("Wanted at random moments:")
+            for number in range(1, times + 1):
+                self._interrupt(number)
+            self._until_it_learns()
+            self.ask("fl.pause")
+            self._until_off()
+            found.idle_errors_ms.append(self._regularity())
+        except (AgentError, BenchError) as error:
+            found.ended = str(error)
+        except KeyboardInterrupt:
+            found.ended = "interrupted"
+        found.rounds = [each for each in rounds(self._fleet.runs / RUN) if each["round"] > 0]
+        found.seconds = time.monotonic() - began_s
+
+    def logs(self) -> str:
+        """The ends of all, for whoever wants to know why it ended."""
+        here, fleet = self._folder, self._fleet.folder
+        files = (
+            here / "agent.log", self.rig.config.paths.federation / "supernode.log", here / "serve.log",
+            fleet / "superlink.log",
+        )  # fmt: skip
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in files if file.exists())
+
+    def _enroll(self) -> None:
         made = self.ask("fl.enroll", superlink=self._address, ca=self._fleet.authority.read_text())
         self._fleet.add_station("bench", made["public_key"])
         self.ask("fl.consent", dataset=DATASET, on=True)
 
-    def begin_run(self) -> None:
+    def _begin_run(self) -> None:
         control = Control(self._fleet)
         try:
             fleet_runs.submit(self._fleet, control, RUN, fleet_runs.packed(None), SETTINGS)
         finally:
             control.close()
 
-    def rounds(self) -> list[dict[str, Any]]:
-        return [each for each in rounds(self._fleet.runs / RUN) if each["round"] > 0]
+    def _interrupt(self, number: int) -> None:
+        """Let it join, and want the arm at a random moment. One that fails is noted, and the next is tried."""
+        if number % STEPS_EVERY == 0:
+            self._until_it_learns()
+            begin_ns = time.monotonic_ns()
+            time.sleep(self._dice.uniform(*AT_STEPS_S))
+            self.found.training_errors_ms.append(self.ticks.period_errors_ms(begin_ns, time.monotonic_ns()))
+        else:
+            self.ask("fl.resume", now=True)
+            time.sleep(self._dice.uniform(*EARLY_S))
+        try:
+            start = self._teleoperate()
+        except (AgentError, BenchError) as error:
+            self.found.failed.append(f"{number}: {error}")
+            self._console.print(f"{number:3d}  failed: {error}", markup=False)
+            self._free()
+            return
+        self.found.wanted.append(start)
+        self._console.print(
+            f"{number:3d}  {start.state:9s} {start.doing:10s} first tick {start.first_tick_ms:6.1f} ms, "
+            f"gone after {start.off_s or 0:.1f} s",
+            highlight=False,
+        )
 
-    def teleoperate(self) -> Start:
+    def _teleoperate(self) -> Start:
         """Want the arm, keep it for a moment, give it back."""
         before = self.federation()
         progress = before.get("progress") or {}
@@ -214,28 +220,37 @@ class Bench:
         time.sleep(USED_S)
         off_s = None
         if before["state"] not in ("off", "waiting"):
-            wait_for("the SuperNode is gone", lambda: self.federation()["state"] == "off", TWO_MINUTES_S, poll_s=0.1)
+            self._until_off()
             off_s = (time.monotonic_ns() - began_ns) / 1e9
         self.ask("hold")
         self.ask("release")
-        wait_for("the station is idle", lambda: self.ask("status")["mode"] in ("idle", "training"), poll_s=0.05)
+        wait_for("the station is idle", lambda: self.ask("status")["mode"] in FREE, poll_s=0.05)
         doing = progress.get("doing", "") if before["state"] == "working" else ""
         return Start(before["state"], doing, (first_ns - began_ns) / 1e6, (answered_ns - began_ns) / 1e6, off_s)
 
-    def quiet(self, times: int) -> tuple[list[Start], list[float]]:
-        """The same station while it takes no part in anything."""
-        starts = [self.teleoperate() for _ in range(times)]
-        return starts, self._regularity()
+    def _free(self) -> None:
+        """The arm is nobody's, as before a start. Raises BenchError when that cannot be had."""
 
-    def training(self) -> list[float]:
-        """The control loop while a trainer is at its steps, until it has been for long enough."""
+        def freed() -> bool:
+            with contextlib.suppress(AgentError):  # a fault that passes
+                self.ask("release")
+                return self.ask("status")["mode"] in FREE
+            return False
+
+        wait_for("the arm is free again", freed, GONE_S, poll_s=1.0)
+
+    def _until_off(self) -> None:
+        wait_for("the SuperNode is gone", lambda: self.federation()["state"] == "off", GONE_S, poll_s=0.1)
+
+    def _until_it_learns(self, again: bool = True) -> None:
+        """Let it, and wait until the trainer has made a step. With `again`, how long that took is noted."""
         self.ask("fl.resume", now=True)
-        self._until_it_learns(600.0)
-        return self._regularity()
-
-    def _until_it_learns(self, within_s: float) -> None:
-        seen = self._step()
-        wait_for("the trainer learns", lambda: self._step() not in (None, seen), within_s, poll_s=0.2)
+        began_s, seen = time.monotonic(), self._step()
+        try:
+            wait_for("the trainer learns", lambda: self._step() not in (None, seen), PATIENCE_S, poll_s=0.2)
+        finally:
+            if again:
+                self.found.learns_after_s.append(time.monotonic() - began_s)
 
     def _step(self) -> tuple[int, int] | None:
         """Round and step of a trainer at work."""
@@ -247,36 +262,11 @@ class Bench:
         time.sleep(self._window_s)
         return self.ticks.period_errors_ms(begin_ns, time.monotonic_ns())
 
-    def interrupt(self, times: int) -> list[Start]:
-        starts = []
-        for number in range(times):
-            self.ask("fl.resume", now=True)
-            if number % STEPS_EVERY == STEPS_EVERY - 1:
-                self._until_it_learns(TWO_MINUTES_S)
-                time.sleep(self._dice.uniform(*AT_STEPS_S))
-            else:
-                time.sleep(self._dice.uniform(*EARLY_S))
-            start = self.teleoperate()
-            starts.append(start)
-            self._console.print(
-                f"{number + 1:3d}  {start.state:9s} {start.doing:10s} first tick {start.first_tick_ms:6.1f} ms, "
-                f"gone after {start.off_s or 0:.1f} s"
-            )
-        self.ask("fl.resume", now=True)
-        self._until_it_learns(TWO_MINUTES_S)
-        return starts
 
-
-KEYS: Final = ("p50", "p99", "max", "count")
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {
-        "p50": round(statistics.median(values), 2),
-        "p99": round(percentile(values, 99), 2),
-        "max": round(max(values), 2),
-        "count": len(values),
-    }
+def _end_fleet(serve: "subprocess.Popen[bytes]") -> None:
+    end(serve, 30.0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(serve.pid, signal.SIGKILL)
 
 
 def main() -> int:
@@ -287,60 +277,31 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="6 pre-emptions: whether it works, not how well")
     asked = parser.parse_args()
     times, baseline, window_s = QUICK if asked.quick else (asked.times, asked.baseline, WINDOW_S)
+    signal.signal(signal.SIGTERM, _interrupted)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     console = Console(width=None if Console().is_terminal else 120)
-    folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))
-    began_s = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))  # Unix sockets need a short path
     try:
-        with Bench(folder, console, random.Random(asked.seed), window_s) as bench:
-            console.print("A station that takes no part:")
-            idle, idle_errors = bench.quiet(baseline)
-            bench.enroll()
-            bench.begin_run()
-            console.print("The control loop while it trains:")
-            training_errors = bench.training()
-            console.print("Wanted at random moments:")
-            wanted = bench.interrupt(times)
-            found = bench.rounds()
-    except BenchError as error:
-        console.print(f"[red]{error}[/red]\n{(folder / 'agent.log').read_text()[-3000:]}")
-        return 1
+        bench = Bench(folder, console, random.Random(asked.seed), window_s)
+        try:
+            with bench:
+                bench.run(times, baseline)
+        except BenchError as error:  # the station or the fleet does not start
+            bench.found.ended = str(error)
+        if bench.found.ended:
+            console.print(bench.logs(), markup=False, highlight=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    declined = sum((Counter(each.get("declined") or {}) for each in found), Counter[str]())
-    result = {
-        "first_tick_ms": {
-            "idle": summary([each.first_tick_ms for each in idle]),
-            "training": summary([each.first_tick_ms for each in wanted]),
-        },
-        "period_error_ms": {"idle": summary(idle_errors), "training": summary(training_errors)},
-        "gone_after_s": summary([each.off_s for each in wanted if each.off_s is not None]),
-        "moments": dict(Counter(each.doing or each.state for each in wanted)),
-        "rounds": {
-            "all": len(found),
-            "with whole or partial work": sum(each.get("used", 0) > 0 for each in found),
-            "with partial work": sum(each.get("partial", 0) > 0 for each in found),
-            "declined": dict(declined),
-            "without a reply": sum(each.get("silent", 0) > 0 for each in found),
-            "with a broken reply": sum(each.get("broken", 0) > 0 for each in found),
-        },
-        "wedged": 0,  # or the benchmark would have ended above
-        "minutes": round((time.monotonic() - began_s) / 60, 1),
-    }
-    if not asked.quick:
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    _show(console, result)
-    return 0
+    about = {"machine": machine(), "load": os.getloadavg()[1], "seed": asked.seed, "asked": times}
+    seen = about | result(bench.found)
+    if bench.found.wanted and not asked.quick:
+        RESULTS.write_text(json.dumps(seen, indent=1) + "\n")
+    show(seen, console)
+    return 1 if seen["ended_early"] or seen["failed"] or seen["wedged"] else 0
 
 
-def _show(console: Console, result: dict[str, Any]) -> None:
-    table = Table("", "takes no part: p50", "p99", "max", "n", "trains: p50", "p99", "max", "n", box=None)
-    for name, title in (("first_tick_ms", "first tick, ms"), ("period_error_ms", "period error, ms")):
-        sides = (result[name]["idle"], result[name]["training"])
-        cells = [f"{side[key]:.2f}" if key != "count" else str(side[key]) for side in sides for key in KEYS]
-        table.add_row(title, *cells)
-    console.print(table)
-    for name in ("gone_after_s", "moments", "rounds", "wedged", "minutes"):
-        console.print(f"{name.replace('_', ' ')}: {result[name]}")
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
