@@ -1,19 +1,24 @@
-"""What federation costs: bytes a station sends in a round, and the memory of its trainer.
+"""What federation costs: bytes a station sends in a round, memory, and time besides training.
 
     python -m benchmarks.federation size
     python -m benchmarks.federation memory [--full]
+    python -m benchmarks.federation round [--warm]
 
 `size` is of the 450 million parameters of lerobot/smolvla_base, whose layout is made without weights; where it says
 "as sent", a real reply was serialised by Flower. `memory` trains a few steps in a process of its own, as a station
-does, and reads the most that it ever used.
+does, and reads the most that it ever used, and how long it took besides these steps. `round` has a fleet on loopback,
+and a station without an arm that learns one step a round: what that takes is what a round costs besides training, and
+the memory is that of SuperNode, executor and trainer together.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +58,9 @@ def main() -> None:
     memory = commands.add_parser("memory", help="the most memory that a trainer uses")
     memory.add_argument("--full", action="store_true", help="also of 450 million parameters: minutes, and 8 GB")
     memory.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    once = commands.add_parser("round", help="time and memory of whole rounds, of one step each")
+    once.add_argument("--rounds", type=int, default=4, metavar="N", help="4")
+    once.add_argument("--warm", action="store_true", help="with federation.keep_warm")
     asked = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0"}
     console = Console(width=None if Console().is_terminal else 120)
@@ -60,6 +68,12 @@ def main() -> None:
         found = sizes()
         console.print(drawn(found))
         _write("federation-size.json", [asdict(each) for each in found])
+    elif asked.command == "round":
+        from benchmarks.federation_round import show, whole_rounds
+
+        seen = asyncio.run(whole_rounds(asked.rounds, asked.warm))
+        show(seen, console)
+        _write(f"federation-round{'-warm' if asked.warm else ''}.json", seen)
     elif asked.one:
         train_once(asked.one)
     else:
@@ -127,15 +141,22 @@ def _as_sent(encoded: Mapping[str, Any]) -> int:
     return sum(len(each.deflate()) for each in get_all_nested_objects(message).values())
 
 
-def memory_of(full: bool) -> dict[str, float]:
-    """Most resident memory of a trainer's process, MB, by policy."""
+def memory_of(full: bool) -> dict[str, dict[str, float]]:
+    """Of a trainer's process, by policy: the most resident memory in MiB, and its time besides training in s."""
     found = {}
     with tempfile.TemporaryDirectory() as work:
         for name in ("demo-reach", *(["450M"] if full else [])):
             brief = prepare(Path(work) / name, name)
             command = [sys.executable, "-m", "benchmarks.federation", "memory", "--one", str(brief)]
+            began_s = time.monotonic()
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[name] = json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+            took_s = time.monotonic() - began_s
+            told = json.loads(done.stdout.splitlines()[-1])
+            found[name] = {
+                "peak_mib": told["peak_mb"],
+                "training_s": round(told["seconds"], 1),
+                "besides_training_s": round(took_s - told["seconds"], 1),
+            }
     return found
 
 
