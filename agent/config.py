@@ -12,20 +12,14 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from agent.config_problems import problems
 from agent.errors import BadInput
-from agent.transport import endpoint
+from agent.paths import Paths
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names become folder and topic names; this leaves no room for path tricks."""
-
-TASK_MAX_CHARS = 30
-"""The length that LeRobot's own community data sets agreed on for a task text."""
-
-POLICY_TEXT_MAX_CHARS = 200
-"""What a policy that learnt from other data sets may be told; more than its tokenizer reads."""
 
 CREDENTIALS = Path("/etc/so-agent/credentials")
 """One folder a station; the service sees copies of the files in it."""
@@ -349,8 +343,15 @@ class StationConfig(BaseSettings):
         return env_settings, file
 
     @property
-    def paths(self) -> "Paths":
-        return Paths(self)
+    def paths(self) -> Paths:
+        return Paths(
+            state=self.state_dir,
+            run=self.run_dir or self.state_dir / "run",
+            dataset=self.recording.dataset,
+            calibration=self.robot.calibration_dir,
+            follower=self.robot.follower.id,
+            leader=self.robot.leader.id if self.robot.leader else None,
+        )
 
     @property
     def hash(self) -> str:
@@ -360,48 +361,6 @@ class StationConfig(BaseSettings):
     def views(self) -> dict[str, str]:
         """Standard view name -> camera name, in the order of the views."""
         return {camera.view: name for name, camera in sorted(self.cameras.items(), key=lambda item: item[1].view)}
-
-
-class Paths:
-    """Where everything of a station lies. Folders are made by whoever writes into them first."""
-
-    def __init__(self, config: StationConfig) -> None:
-        self.state = config.state_dir
-        self.follower_calibration = (
-            config.robot.calibration_dir / "robots" / "so_follower" / f"{config.robot.follower.id}.json"
-        )
-        self.leader_calibration = (
-            config.robot.calibration_dir / "teleoperators" / "so_leader" / f"{config.robot.leader.id}.json"
-            if config.robot.leader
-            else None
-        )
-        self.run = config.run_dir or config.state_dir / "run"
-        self.datasets = self.state / "datasets"
-        self.dataset = self.datasets / config.recording.dataset
-        self.journal = self.state / "journal"
-        self.estop_latch = self.state / "estop.json"
-        self.lock = self.state / "agent.lock"
-        self.agent_socket = self.run / "agent.sock"
-        self.arm_pub = self.run / "arm.pub"
-        self.arm_ctl = self.run / "arm.ctl"
-        self.recorder_pub = self.run / "rec.pub"
-        self.recorder_ctl = self.run / "rec.ctl"
-        self.policies = self.state / "policies"  # one bundle a folder
-        self.policy_cache = self.state / "policy-cache"  # converted weights, by bundle
-        self.policy_in_use = self.state / "policy.json"
-        self.policy_pub = self.run / "policy.pub"
-        self.policy_ctl = self.run / "policy.ctl"
-        self.federation = self.state / "federation"  # enrolment, keys, consent, what flwr keeps
-        self.access = self.state / "access"  # hashes of tokens, never the tokens
-        self.mqtt_seen = self.state / "mqtt-seen.jsonl"  # commands that must not be carried out twice
-        self.virtual_ctl = self.run / "virtual.sock"
-
-    def camera_pub(self, name: str) -> Path:
-        return self.run / f"cam-{name}.pub"
-
-    def check(self) -> None:
-        """Raises BadInput when a socket path would be too long for the kernel."""
-        endpoint(self.camera_pub("x" * 24))
 
 
 def load(path: Path) -> StationConfig:
@@ -427,7 +386,7 @@ def load(path: Path) -> StationConfig:
     try:
         config = StationConfig(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
-        lines = [_sentence(detail) for detail in error.errors(include_url=False)]
+        lines = problems(error)
         count = f"{len(lines)} error{'s' if len(lines) != 1 else ''}"
         raise BadInput(
             "\n".join([f"{path}: {count} in the configuration:", *lines]),
@@ -435,37 +394,3 @@ def load(path: Path) -> StationConfig:
         ) from error
     config.paths.check()
     return config
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in detail["loc"]) or "(file)"
-    found = detail.get("input")
-    match detail["type"]:
-        case "extra_forbidden":
-            return f"  {where}: unknown key (found {_short(found)}); remove it or correct its spelling."
-        case "missing":
-            return f"  {where}: missing; it must be given."
-        case "value_error" if isinstance(found, dict) or not detail["loc"]:
-            return f"  {where}: {detail['msg'].removeprefix('Value error, ')}."
-        case _:
-            return f"  {where}: found {_short(found)}; {detail['msg'].removeprefix('Value error, ')}."
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def check_task(text: str, most: int = TASK_MAX_CHARS) -> str:
-    """A usable task text, stripped. Raises BadInput when it is empty, too long or not one printable line."""
-    task = text.strip()
-    if not task:
-        raise BadInput("The task text is empty.", f"Say in 1 to {most} characters what the arm does.")
-    if len(task) > most:
-        raise BadInput(
-            f"The task text has {len(task)} characters; at most {most} are allowed.",
-            'Shorten it, e.g. --task "pick up the red cube".',
-        )
-    if not task.isprintable():
-        raise BadInput("The task text holds control characters.", "Use one line of printable text.")
-    return task

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.config import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, StationConfig, check_task
+from agent.config import StationConfig
 from agent.errors import BadInput
 from agent.inference.library import Library
 from agent.messages import EpisodeSource
 from agent.session import Plan
 from agent.task import TaskPlan
+from agent.task_text import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, check_task
 
 type Progress = Callable[[dict[str, Any]], Awaitable[None]]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from agent import __version__, requests, status
 from agent.background import Background
 from agent.clock import Clock, nanoseconds, seconds
-from agent.config import Paths, StationConfig
+from agent.config import StationConfig
 from agent.errors import AgentError, BadInput, Refused
 from agent.events import EventKind, EventLog
 from agent.guest import Federate, Guest
@@ -26,6 +26,7 @@ from agent.messages import (
 )
 from agent.modes import RECORDABLE, Mode, ModeMachine, Transition, steps
 from agent.motion import Motion
+from agent.paths import Paths
 from agent.recordings import Recordings
 from agent.requests import From, Progress, Request, Verb, origin
 from agent.supervisor import ChildSpec, Supervisor

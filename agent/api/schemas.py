@@ -10,9 +10,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from agent.config import NAME_PATTERN, POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, check_task
+from agent.config import NAME_PATTERN
 from agent.errors import BadInput
 from agent.modes import Mode
+from agent.task_text import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, check_task
 
 CAUSE_MAX_CHARS: Final = 200
 MAX_EPISODES: Final = 10_000

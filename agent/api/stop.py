@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from agent.api.local import AsyncClient
 from agent.clock import NS_PER_MS, Clock, nanoseconds
-from agent.config import Paths
 from agent.errors import AgentError, DeviceFault, NotRunning
 from agent.messages import ArmEstop, ArmQuery, ArmReply, ArmReport
+from agent.paths import Paths
 from agent.transport import AsyncCommandClient, is_served
 
 ANSWER_S: Final = 1.0

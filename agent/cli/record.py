@@ -42,7 +42,7 @@ def start(
     ] = None,
 ) -> None:
     """Record one episode or several of one task. Needs a running teleop (or a policy)."""
-    from agent.config import check_task
+    from agent.task_text import check_task
 
     plan: dict[str, Any] = {"task": check_task(task), "episodes": episodes, "reset_s": reset_s}
     if episode_s is not None:

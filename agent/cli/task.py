@@ -49,7 +49,7 @@ def start(
     ] = None,
 ) -> None:
     """Start a task. Take over at any time with `so-agent teleop start`; `teleop stop` gives the arm back."""
-    from agent.config import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, check_task
+    from agent.task_text import POLICY_TEXT_MAX_CHARS, TASK_MAX_CHARS, check_task
 
     text = check_task(task, TASK_MAX_CHARS if record else POLICY_TEXT_MAX_CHARS)
     wanted: dict[str, Any] = {"task": text, "record": record}

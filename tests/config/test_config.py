@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.config import TASK_MAX_CHARS, check_task, load
+from agent.config import load
 from agent.errors import BadInput
+from agent.task_text import TASK_MAX_CHARS, check_task
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*/*.yaml"))

@@ -16,9 +16,9 @@ import msgspec
 from agent.api.http.problems import TooMany
 from agent.api.local import AsyncClient
 from agent.clock import NS_PER_MS, Clock
-from agent.config import Paths
 from agent.errors import AgentError
 from agent.messages import Drive, Source, Tick
+from agent.paths import Paths
 from agent.transport import AsyncSubscriber, topic
 
 STATUS_S: Final = 0.5

@@ -10,8 +10,8 @@ from agent.api.local import AsyncClient, Progress
 from agent.api.mqtt.messages import Telemetry, stamp
 from agent.api.stop import stop
 from agent.clock import Clock, nanoseconds
-from agent.config import Paths
 from agent.messages import ArmReport, Tick
+from agent.paths import Paths
 from agent.telemetry import logger
 from agent.transport import AsyncSubscriber
 

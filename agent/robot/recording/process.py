@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 from agent.clock import NS_PER_MS, NS_PER_S, Clock, SystemClock
-from agent.config import StationConfig, check_task
+from agent.config import StationConfig
 from agent.errors import AgentError, BadInput, DeviceFault, Refused
 from agent.messages import (
     ArmReport,
@@ -46,6 +46,7 @@ from agent.robot.recording.episode import Recording, TickGrid
 from agent.robot.recording.index import DatasetIndex
 from agent.robot.recording.journal import Finished, Header, Journal, View, new_id
 from agent.robot.recording.repair import lock
+from agent.task_text import check_task
 from agent.telemetry import logger
 from agent.transport import CommandServer, Publisher, Subscriber
 

@@ -13,7 +13,8 @@ from agent.api.http.access.tokens import Role, Token, TokenStore
 from agent.api.http.problems import NeedsLogin, NotAllowed, TooMany
 from agent.api.schemas import Access
 from agent.clock import Clock
-from agent.config import Http, Paths
+from agent.config import Http
+from agent.paths import Paths
 
 FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 """A request with one of these came through a proxy on this machine: who asked is somewhere else."""

@@ -13,11 +13,12 @@ from agent.api.http.access.visitors import Visitor
 from agent.api.http.problems import COMMON
 from agent.api.http.surface import Shared, Surface, Who
 from agent.api.schemas import Access, Reply
-from agent.config import TASK_MAX_CHARS, StationConfig
+from agent.config import StationConfig
 from agent.errors import BadInput
 from agent.messages import JOINTS
 from agent.robot.calibration import GRIPPER, Scale, load
 from agent.robot.safety import Limits
+from agent.task_text import TASK_MAX_CHARS
 
 routes = APIRouter(prefix="/api/v1/session", tags=["session"], responses=COMMON)
 
