@@ -24,6 +24,7 @@ COLUMNS: Final = (
     ("asked", "asked"),
     ("used", "used"),
     ("partial", "partial"),
+    ("declined", "declined"),
     ("silent", "silent"),
     ("rows", "rows"),
     ("train loss", "train_loss"),
@@ -172,6 +173,8 @@ def run(
     overrides = _overrides(run_config or [])
     if policy:
         overrides["policy"] = policy
+    if app is None:
+        fleet_runs.check(folder, overrides)
     content = fleet_runs.packed(app)
     control = Control(folder)
     try:
@@ -195,6 +198,8 @@ def stop(
     found = [record for record in fleet_runs.requests(folder) if record.name == name]
     if not found:
         raise BadInput(f"There is no run {name}.", "See `so-agent fleet status`.")
+    if found[0].over:
+        raise BadInput(f"The run {name} is over: {found[0].over}.", "See `so-agent fleet status`.")
     control = Control(folder)
     try:
         control.stop(found[0].number)
@@ -259,8 +264,8 @@ def _short(value: Any) -> str:
             return "-"
         case float():
             return f"{value:.4g}"
-        case list():
-            return ", ".join(map(str, value))
+        case dict():  # who declined, by reason
+            return ", ".join(f"{count} {reason}" for reason, count in value.items()) or "0"
         case _:
             return str(value)
 

@@ -59,6 +59,22 @@ def packed(folder: Path | None) -> bytes:
             raise BadInput(f"The app in {where} cannot be packed: {error}.", "Does `flwr build` work there?") from error
 
 
+def check(fleet: Fleet, overrides: Mapping[str, Value]) -> None:
+    """Whether this agent's own app takes these settings, and has the policy to begin with: the server app finds out
+    after the run was begun. Raises BadInput."""
+    from agent.fl.base import SHIPPED
+    from agent.fl.settings import defaults, read_settings
+
+    wanted = read_settings({**defaults(), **overrides}).policy
+    places = (Path(wanted),) if Path(wanted).is_absolute() else (fleet.policies / wanted, SHIPPED / wanted)
+    if not any(place.is_dir() for place in places):
+        known = ", ".join(sorted(path.name for path in fleet.policies.iterdir() if path.is_dir()))
+        raise BadInput(
+            f"There is no policy {wanted} to begin with.",
+            f"Copy its folder to {fleet.policies}{f', where there is {known}' if known else ''}.",
+        )
+
+
 def submit(fleet: Fleet, control: "Control", name: str, app: bytes, overrides: Mapping[str, Value]) -> Request:
     """Begin a run, or go on with one that failed or was stopped. Raises BadInput while one of this name is under way,
     or when it is done."""

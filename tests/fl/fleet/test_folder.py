@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from agent.cli.fleet import _short
 from agent.errors import BadInput, NotRunning
-from agent.fl import certificates, station_key
+from agent.fl import certificates, fleet_runs, station_key
 from agent.fl.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -123,6 +124,41 @@ def test_a_fleet_that_is_not_served_says_so(fleet: Fleet) -> None:
         fleet.serving()
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num-server-round": 5}, "num-server-round"),
+        ({"learning-rate": 7}, "learning-rate"),
+        ({"policy": "grasp"}, "There is no policy grasp to begin with"),
+        ({"policy": "/nowhere/grasp"}, "There is no policy /nowhere/grasp"),
+    ],
+)
+def test_a_run_that_cannot_begin_is_refused_before_it_is_submitted(
+    fleet: Fleet, settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        fleet_runs.check(fleet, settings)
+
+
+def test_a_run_that_can_begin_is_not(fleet: Fleet) -> None:
+    fleet_runs.check(fleet, {})  # the demo policy, which comes with the repository
+    (fleet.policies / "grasp").mkdir()
+    fleet_runs.check(fleet, {"policy": "grasp", "strategy": "fedprox", "num-server-rounds": 5})
+
+
+def test_reasons_of_those_who_declined_are_told() -> None:
+    assert _short({"busy": 2, "no policy": 1}) == "2 busy, 1 no policy"
+    assert _short({}) == "0"
+
+
+def test_a_run_that_is_over_is_not_stopped(fleet: Fleet) -> None:
+    (fleet.runs / "reach").mkdir()
+    fleet_runs._write(fleet, fleet_runs.Request("reach", "0" * 64, {}, 1, over="completed"))
+    code, refused = so_agent("fleet", "stop", "reach", folder=fleet.folder)
+    assert code == 2
+    assert "is over: completed" in refused["message"]
+
+
 def so_agent(*words: str, folder: Path) -> tuple[int, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "agent.cli", *words, "--json"], capture_output=True, text=True, cwd=ROOT, timeout=60,
@@ -149,6 +185,9 @@ def test_the_commands_on_a_fleet_that_is_not_served(tmp_path: Path) -> None:
     code, refused = so_agent("fleet", "run", "--name", "reach", folder=folder)
     assert code == 4
     assert refused["code"] == "not-running"
+    code, refused = so_agent("fleet", "run", "--name", "reach", "-r", "num-server-round=5", folder=folder)
+    assert code == 2
+    assert "num-server-round" in refused["message"]
     code, refused = so_agent("fleet", "serve", "--bind", "nowhere", folder=folder)
     assert code == 2
     code, _ = so_agent("fleet", "remove-station", "kitchen", folder=folder)
