@@ -1,6 +1,7 @@
 """The virtual station as a program: arms on their ports, cameras on theirs, a control socket, an operator."""
 
 import contextlib
+import functools
 import json
 import signal
 import socket
@@ -9,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import Any, Final, Self
 
 from agent.config import Camera, StationConfig
 from agent.errors import AgentError, BadInput
@@ -19,10 +20,11 @@ from agent.virtual.cameras import Cameras, CameraSpec
 from agent.virtual.control import Controller, parse
 from agent.virtual.dynamics import Dynamics
 from agent.virtual.operator import REST, Operator
+from agent.virtual.realtime import keep_answering, run_like_hardware
 from agent.virtual.scene import CUBES, DISCS, SceneModel
+from agent.virtual.wire_file import WireFile
 
 STEP_S: Final = 0.004  # two steps of the simulation
-SWITCH_S: Final = 0.0001  # a bus thread must not wait Python's usual 5 ms for the interpreter lock
 WATCH_S: Final = 0.5
 
 
@@ -57,6 +59,11 @@ class _ControlServer(socketserver.ThreadingUnixStreamServer):
             return {"ok": True, **self._controller.carry_out(parse(line))}
         except AgentError as error:
             return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint}
+
+    def serve(self) -> None:
+        """Until `shutdown`. Threads of connections inherit the priority of this one."""
+        run_like_hardware()
+        self.serve_forever()
 
     def close(self) -> None:
         self.server_close()
@@ -129,7 +136,7 @@ class Station:
             for arm in self.arms.values():
                 arm.port.replug()
                 stack.callback(arm.port.unplug)
-            threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
+            threading.Thread(target=server.serve, name="control", daemon=True).start()
             stack.callback(server.shutdown)
             self._closing = stack.pop_all()
         return self
@@ -140,11 +147,10 @@ class Station:
     def _log_goals(self, stack: contextlib.ExitStack) -> None:
         if self._wire_log is None:
             return
-        self._wire_log.parent.mkdir(parents=True, exist_ok=True)
-        # Line buffered: what was on the wire is in the file, also after a SIGKILL.
-        file = stack.enter_context(self._wire_log.open("a", buffering=1, encoding="utf-8"))
+        file = WireFile(self._wire_log)
+        stack.callback(file.close)
         for name, arm in self.arms.items():
-            arm.goals.sink = _sink(file, name)
+            arm.goals.sink = functools.partial(file.append, name)
 
 
 def run(
@@ -159,7 +165,6 @@ def run(
     cubes: tuple[str, ...] = CUBES,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Call it from the main thread of a process of its own."""
-    sys.setswitchinterval(SWITCH_S)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -173,6 +178,8 @@ def run(
         discs=discs,
         cubes=cubes,
     ) as station:
+        keep_answering()
+        run_like_hardware()  # after the cameras were started: they would inherit it
         sys.stdout.write(f"virtual station ready: {config.station} ({config.robot.model}), {_places(station)}\n")
         sys.stdout.flush()
         while not stop.wait(WATCH_S):
@@ -185,14 +192,6 @@ def run(
 def _places(station: Station) -> str:
     arms = [f"{name} {arm.link}" for name, arm in station.arms.items()]
     return ", ".join([*arms, *(f"camera {name}" for name in (station.cameras.report() if station.cameras else ()))])
-
-
-def _sink(file: IO[str], arm: str) -> Any:
-    def write(at_ns: int, goals: tuple[tuple[int, int], ...]) -> None:
-        rows = (json.dumps({"ns": at_ns, "arm": arm, "id": servo, "goal": raw}) for servo, raw in goals)
-        file.write("\n".join(rows) + "\n")
-
-    return write
 
 
 def _calibration(path: Path, model: Any, arm: Any) -> calibration.Calibration:

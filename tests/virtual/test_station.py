@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from agent.messages import JOINTS
 from agent.virtual.calibration import load
 from agent.virtual.client import inject
 from agent.virtual.operator import REST
+from agent.virtual.realtime import run_like_hardware
 from agent.virtual.stamp import read_stamp
 from agent.virtual.station import Station
 from tests.virtual.waiting import until
@@ -140,7 +144,13 @@ def test_the_wire_log_file_holds_every_goal_as_it_was_on_the_wire(
     follower.send_action(dict.fromkeys((f"{name}.pos" for name in JOINTS), 5.0))
     end = time.monotonic_ns()
     follower.disconnect()
-    rows = [json.loads(line) for line in (folder / "wire.jsonl").read_text().splitlines()][-6:]
+
+    def last() -> list[dict[str, Any]]:
+        lines = (folder / "wire.jsonl").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")][-6:]
+
+    until(lambda: last() and start < last()[0]["ns"], "what was on the wire is in the file")
+    rows = last()
     assert all(start < row["ns"] < end + 50_000_000 for row in rows)
     assert {row["arm"] for row in rows} == {"follower"}
     wanted = follower.bus._unnormalize(dict.fromkeys(range(1, 7), 5.0))
@@ -383,6 +393,31 @@ def test_a_second_station_on_the_same_folder_is_refused_and_the_first_goes_on(
     assert config.robot.follower.port.exists()
 
 
+def urgent(thread: int) -> bool:
+    return os.sched_getscheduler(thread) == os.SCHED_FIFO
+
+
+def may_be_urgent() -> bool:
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(run_like_hardware).result()
+
+
+def test_who_may_hold_the_interpreters_lock_is_as_urgent_as_a_servo(station: Station, config: StationConfig) -> None:
+    if not may_be_urgent():
+        pytest.skip("SCHED_FIFO is not permitted here")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(config.paths.virtual_ctl))
+        client.sendall(b'{"state": true}\n')
+        assert client.recv(1)  # so the connection has its thread
+        mine = ("plant", "bus ", "control", "wire log", "operator", "process_request_thread")
+        threads = {
+            thread.name: thread.native_id or 0 for thread in threading.enumerate() if thread.name != "MainThread"
+        }
+        station_threads = {name: thread for name, thread in threads.items() if any(part in name for part in mine)}
+        assert len(station_threads) >= len(mine) - 1  # the operator thinks when it has something to think about
+        assert [name for name, thread in station_threads.items() if not urgent(thread)] == []
+
+
 def test_without_a_station_the_client_says_how_to_start_one(make_config: Any) -> None:
     with pytest.raises(NotRunning, match="so-agent virtual-station"):
         inject(make_config(), {"state": True})
@@ -398,6 +433,10 @@ def test_the_program_says_when_it_is_ready_and_leaves_nothing_behind(short_dir: 
         assert program.stdout
         assert program.stdout.readline().startswith("virtual station ready")
         assert (short_dir / "state" / "dev" / "follower").exists()
+        drawing = [int(pid) for pid in Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()]
+        assert drawing
+        assert not any(urgent(pid) for pid in drawing)
+        assert urgent(program.pid) == may_be_urgent()
         program.send_signal(signal.SIGTERM)
         assert program.wait(10) == 0
     finally:
