@@ -55,12 +55,19 @@ def virtual_station(
     no_cameras: Annotated[bool, typer.Option("--no-cameras", help="Arms only.")] = False,
     pace: Annotated[bool, typer.Option("--pace", help="Let replies take as long as at 1 Mbaud.")] = False,
     wire_log: Annotated[Path | None, typer.Option(metavar="FILE", help="Append every goal on the wire.")] = None,
+    disc: Annotated[
+        list[str] | None, typer.Option(metavar="COLOUR", help="A disc on the table; may be given again.")
+    ] = None,
+    cube: Annotated[
+        list[str] | None, typer.Option(metavar="COLOUR", help="A cube on the table; may be given again.")
+    ] = None,
 ) -> None:
     """Run the virtual station: two arms on pseudo-terminals, cameras, a table, an operator. Ends with Ctrl-C."""
     invocation().load()
     options = ["-c", str(invocation().config), "--seed", str(seed)]
     options += [flag for flag, on in (("--stamp", stamp), ("--no-cameras", no_cameras), ("--pace", pace)) if on]
     options += ["--wire-log", str(wire_log)] if wire_log else []
+    options += [f"--disc={colour}" for colour in disc or ()] + [f"--cube={colour}" for colour in cube or ()]
     # A program of its own: the agent never imports it, and this process becomes it.
     os.execv(sys.executable, [sys.executable, "-m", "agent.virtual", *options])  # noqa: S606
 

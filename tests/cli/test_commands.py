@@ -1,6 +1,8 @@
 """What a person types, what the agent is asked, and what comes back."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from agent.errors import DeviceFault, EstopLatched, Exit, Refused
 from tests.cli.conftest import Cli
 
+ROOT = Path(__file__).parents[2]
 MODE = {"mode": "aligning", "reason": "teleop was started"}
 SUMMARY: dict[str, Any] = {
     "task": "reach the disc",
@@ -210,3 +213,12 @@ def test_words_that_are_no_command_are_bad_input_also_for_programs(cli: Cli) -> 
     as_json = cli("record", "start", "--json")
     assert as_json.code == Exit.BAD_INPUT
     assert json.loads(as_json.out)["code"] == "bad-input"
+
+
+def test_what_lies_on_the_virtual_table_is_said_to_the_station() -> None:
+    asked = ["virtual-station", "-c", "configs/so101/virtual.yaml", "--disc", "red", "--disc", "pink", "--cube", "blue"]
+    done = subprocess.run(
+        [sys.executable, "-m", "agent.cli", *asked], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == Exit.BAD_INPUT
+    assert "--disc: invalid choice: 'pink'" in done.stderr
