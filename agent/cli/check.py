@@ -12,6 +12,7 @@ import typer
 from agent.cli.command import Command, invocation
 from agent.cli.finding import Finding, Level, show, worst
 from agent.cli.locate import answers
+from agent.cli.network import check_network
 from agent.cli.ports import check_ports
 from agent.errors import AgentError, BadInput
 
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
 def check_config(
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The configuration; or use -c.")] = None,
 ) -> None:
-    """Check a configuration file and what it names: ports, calibration, cameras, the state folder."""
+    """Check a configuration file and what it names: ports, calibration, cameras, certificates, state folder."""
     if file:
         invocation().config = str(file)
     config = invocation().load()
@@ -72,6 +73,7 @@ def check(config: "StationConfig") -> list[Finding]:
         *check_ports(config, own_pids(config)),
         *check_calibration(config),
         *check_cameras(config),
+        *check_network(config),
     ]
 
 

@@ -19,6 +19,7 @@ from agent.cli.check import check_cameras, check_state_dir, own_pids
 from agent.cli.command import Command, invocation
 from agent.cli.finding import Finding, Level, show, worst
 from agent.cli.locate import answers
+from agent.cli.network import check_network
 from agent.cli.ports import check_ports
 from agent.errors import BadInput, DeviceFault, NotRunning
 
@@ -63,6 +64,7 @@ def examine(config: "StationConfig | None") -> Iterator[Finding]:
     yield check_state_dir(config)
     yield from check_ports(config, own_pids(config))
     yield from check_cameras(config)
+    yield from check_network(config)
     yield _running(config)
 
 

@@ -1,13 +1,16 @@
 """The process that serves the page and the HTTP API. Nothing that happens here touches the daemon or the arm."""
 
+import socket
 import ssl
 from typing import Final
 
 import uvicorn
 
+from agent.api.certificates import require_pair
 from agent.api.http.app import create
 from agent.clock import SystemClock
 from agent.config import Http, StationConfig
+from agent.errors import BadInput
 from agent.telemetry import logger
 
 KEEP_ALIVE_S: Final = 65
@@ -23,10 +26,23 @@ MAX_REQUESTS: Final = 200
 def main(config: StationConfig) -> None:
     """Entry point of the process. Runs until SIGTERM."""
     settings = config.http or Http()
-    server = uvicorn.Server(server_config(config, settings))
-    where = f"{'https' if settings.tls else 'http'}://{settings.host}:{settings.port}"
-    logger.info("page", at=where)
-    server.run()
+    try:
+        if settings.tls:
+            require_pair(settings.tls.cert, settings.tls.key)
+    except BadInput as error:
+        logger.error("the page cannot be served", problem=error.message, hint=error.hint)
+        raise SystemExit(error.exit_code) from error
+    Server(server_config(config, settings)).run()
+
+
+class Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            scheme = "https" if self.config.is_ssl else "http"
+            logger.info("page", at=f"{scheme}://{self.config.host}:{self.config.port}")
 
 
 def server_config(config: StationConfig, settings: Http) -> uvicorn.Config:

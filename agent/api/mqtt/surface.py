@@ -12,6 +12,7 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from agent.api.certificates import require_authority, require_pair
 from agent.api.mqtt.backoff import Backoff
 from agent.api.mqtt.commands import Gate
 from agent.api.mqtt.inbox import Inbox
@@ -22,6 +23,7 @@ from agent.api.mqtt.session import AT_LEAST_ONCE, Bookmark, Session
 from agent.api.mqtt.topics import Topics
 from agent.clock import Clock, seconds
 from agent.config import Mqtt, MqttTls
+from agent.errors import BadInput
 from agent.telemetry import logger
 
 KEEPALIVE_S: Final = 15
@@ -71,7 +73,7 @@ class Surface:
                 began_ns = self._clock.now_ns()
                 try:
                     await self._connection()
-                except (MqttError, OSError, ValueError) as error:
+                except (MqttError, BadInput, OSError, ValueError) as error:
                     self._log(_why(error, self.connected.is_set()))
                 finally:
                     was_up = self.connected.is_set()
@@ -98,7 +100,7 @@ class Surface:
             await session.run(self._settings.telemetry_hz, self._announcement)
 
     async def _client(self) -> Client:
-        """Reads certificates and password anew, so that renewed ones are used without a restart. Raises OSError."""
+        """Reads certificates and password anew, so that a restart is not needed for them. Raises BadInput, OSError."""
         settings = self._settings
         password = settings.password_file.read_text("utf-8").strip() if settings.password_file else None
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -134,7 +136,10 @@ LIBRARY.setLevel(logging.CRITICAL)
 
 
 def context(tls: MqttTls) -> ssl.SSLContext:
-    """Trusts the fleet's own authority alone. Raises OSError (ssl.SSLError) for files that are none."""
+    """Trusts the fleet's own authority alone. Raises BadInput, with the file's name, for one that cannot be used."""
+    require_authority(tls.ca)
+    if tls.cert and tls.key:
+        require_pair(tls.cert, tls.key)
     made = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(tls.ca))
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.cert:
