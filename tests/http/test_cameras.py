@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
 from PIL import Image
 
+from agent.api.http.access.tokens import Role, TokenStore
 from agent.api.http.previews import Previews
 from agent.clock import SystemClock
 from agent.config import StationConfig
@@ -80,6 +82,20 @@ async def test_motion_jpeg_goes_on_and_on(bench: Bench, front: FakeCamera) -> No
                     break
     assert received.count(b"\xff\xd8\xff") >= 2
     assert b"X-Captured-Ns: " in received
+
+
+async def test_a_camera_is_shown_to_nobody_whose_token_was_revoked(
+    bench: Bench, front: FakeCamera, access: Path
+) -> None:
+    await picture(bench)
+    _, secret = TokenStore(access).create("wall", Role.READ)
+    async with bench.as_token(secret) as wall, wall.stream("GET", "/api/v1/cameras/front/stream.mjpeg") as answer:
+        parts = answer.aiter_bytes()
+        async with asyncio.timeout(FIRST_S):
+            await anext(parts)
+            TokenStore(access).revoke("wall")
+            async for _ in parts:
+                pass  # until the station ends it
 
 
 async def test_an_unknown_camera_is_named_as_such(bench: Bench) -> None:

@@ -5,10 +5,12 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.api.http.access.tokens import Role, TokenStore
 from agent.api.http.live import BACKLOG_EVENTS, MAX_VIEWERS, Viewer
 from agent.config import StationConfig
 from agent.events import EventKind
@@ -118,6 +120,20 @@ async def test_it_says_that_the_agent_does_not_answer(bench: Bench, config: Stat
     while not (await until(told, "status"))[1]["running"]:
         pass
     await told.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_stream_ends_with_the_token_that_began_it(bench: Bench, access: Path) -> None:
+    """It would go on for ever, and show somebody's home to whoever was meant to be out."""
+    _, secret = TokenStore(access).create("phone", Role.READ)
+    async with bench.as_token(secret) as phone, phone.stream("GET", "/api/v1/live", timeout=WAIT_S) as answer:
+        lines = answer.aiter_lines()
+        async with asyncio.timeout(WAIT_S):
+            async for line in lines:
+                if line == "event: status":
+                    break
+            TokenStore(access).revoke("phone")
+            async for _ in lines:
+                pass  # until the station ends it
 
 
 async def test_viewers_are_bounded(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """What the routes share, and how a route asks for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -13,6 +14,7 @@ from agent.api.local import AsyncClient
 from agent.api.schemas import VERBS, Access
 from agent.clock import Clock
 from agent.config import Http, StationConfig
+from agent.errors import AgentError
 
 ANSWER_S: Final = 10.0
 
@@ -46,8 +48,22 @@ def the_visitor(request: Request) -> Visitor:
     return visitor
 
 
+def the_welcome(request: Request) -> Callable[[], bool]:
+    """Whether who looks at a stream still may: a token can be revoked and a session end while it lasts."""
+
+    def still() -> bool:
+        try:
+            request.state.known().require(Access.LOOK)
+        except AgentError:
+            return False
+        return True
+
+    return still
+
+
 Shared = Annotated[Surface, Depends(the_surface)]
 Who = Annotated[Visitor, Depends(the_visitor)]
+Welcome = Annotated[Callable[[], bool], Depends(the_welcome)]
 LeaseHeader = Annotated[str | None, Header(alias="X-Lease", description="The token that taking control returned.")]
 
 

@@ -4,6 +4,7 @@ Written as plain ASGI, because a stream must go through it piece by piece.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,7 +37,7 @@ HEADERS: Final[Mapping[str, str]] = {
 
 
 class Gate:
-    """Wraps the application. Leaves the `Visitor` in the request's state."""
+    """Wraps the application. Leaves the `Visitor` in the request's state, and how to ask again who it is."""
 
     def __init__(self, app: ASGIApp, settings: Http, visitors: Visitors) -> None:
         self._app = app
@@ -57,7 +58,8 @@ class Gate:
             host = self._check_host(headers)
             self._check_origin(scope["method"], headers)
             client = scope.get("client")
-            scope.setdefault("state", {})["visitor"] = self._visitors.of(client[0] if client else "", host, headers)
+            known = partial(self._visitors.of, client[0] if client else "", host, headers)
+            scope.setdefault("state", {}).update(visitor=known(), known=known)
             bounded = receive if scope["method"] in SAFE_METHODS else await _whole(receive)
         except AgentError as error:
             await respond(error)(scope, receive, guarded)

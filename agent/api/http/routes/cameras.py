@@ -1,6 +1,6 @@
 """What the cameras see: one small picture at a time, or a stream of them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
@@ -8,7 +8,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from agent.api.http.previews import Picture
 from agent.api.http.problems import COMMON, NotFound
-from agent.api.http.surface import LOOK, Shared, Surface
+from agent.api.http.surface import LOOK, Shared, Surface, Welcome
 
 routes = APIRouter(prefix="/api/v1/cameras", tags=["cameras"], dependencies=[LOOK], responses=COMMON)
 
@@ -43,16 +43,19 @@ async def preview(
     "/{camera}/stream.mjpeg",
     operation_id="cameras.stream",
     response_class=StreamingResponse,
-    responses=_produces(f"multipart/x-mixed-replace; boundary={BOUNDARY}", "JPEGs, for ever."),
+    responses=_produces(f"multipart/x-mixed-replace; boundary={BOUNDARY}", "JPEGs, until the token is revoked."),
 )
-async def stream(surface: Shared, camera: str) -> StreamingResponse:
+async def stream(surface: Shared, welcome: Welcome, camera: str) -> StreamingResponse:
     """Motion JPEG at `http.preview_fps`, for whatever can show an image that changes."""
     _require(surface, camera)
-    return StreamingResponse(_parts(surface, camera), media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+    parts = _parts(surface, camera, welcome)
+    return StreamingResponse(parts, media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
 
 
-async def _parts(surface: Surface, camera: str) -> AsyncIterator[bytes]:
+async def _parts(surface: Surface, camera: str, welcome: Callable[[], bool]) -> AsyncIterator[bytes]:
     async for picture in surface.previews.stream(camera):
+        if not welcome():
+            return
         lines = [f"{name}: {value}" for name, value in _about(picture).items()]
         head = [f"--{BOUNDARY}", "Content-Type: image/jpeg", f"Content-Length: {len(picture.jpeg)}", *lines, "", ""]
         yield "\r\n".join(head).encode() + picture.jpeg + b"\r\n"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query
@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from agent.api.http.diagnostics import bundle
 from agent.api.http.metrics import exposition
 from agent.api.http.problems import COMMON
-from agent.api.http.surface import LOOK, Shared, Surface, Who, ask
+from agent.api.http.surface import LOOK, Shared, Surface, Welcome, Who, ask
 from agent.api.schemas import Reply, Status
 from agent.errors import AgentError, NotRunning
 
@@ -25,7 +25,7 @@ MAX_EVENT: Final = 2**53 - 1
 
 STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "description": "Server-sent events: `status`, `joints`, `event` (numbered), `lost`, `beat`.",
+        "description": "Server-sent events: `status`, `joints`, `event` (numbered), `beat`.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
@@ -118,16 +118,17 @@ async def diagnostics(surface: Shared) -> Response:
 )
 async def live(
     surface: Shared,
+    welcome: Welcome,
     since: Annotated[int | None, Query(ge=0, le=MAX_EVENT, description="As `Last-Event-ID`.")] = None,
     last_event_id: Annotated[str | None, Header(max_length=16, pattern=r"^\d*$")] = None,
 ) -> StreamingResponse:
-    """Status, joints and events as they come, for ever. Who comes back is given the events that were missed."""
+    """Status, joints and events, until the token is revoked. Who comes back is given the events that were missed."""
     surface.live.require_room()  # once the answer has begun, it is too late to say so
     known = int(last_event_id) if last_event_id else since
-    return StreamingResponse(_stream(surface, known), media_type="text/event-stream")
+    return StreamingResponse(_stream(surface, known, welcome), media_type="text/event-stream")
 
 
-async def _stream(surface: Surface, since: int | None) -> AsyncIterator[str]:
+async def _stream(surface: Surface, since: int | None, welcome: Callable[[], bool]) -> AsyncIterator[str]:
     with surface.live.viewer() as viewer:
         last = since or 0
         yield "retry: 500\n\n"
@@ -136,7 +137,7 @@ async def _stream(surface: Surface, since: int | None) -> AsyncIterator[str]:
             for event in missed["events"]:
                 last = event["seq"]
                 yield _line("event", json.dumps(event), last)
-        while True:
+        while welcome():
             happened, newest = await viewer.next()
             for seq, data in happened:
                 if seq > last:
