@@ -40,19 +40,22 @@ def create(
     ] = False,
 ) -> None:
     """Make a token and show it, once: only its hash is kept."""
-    from agent.api.http.access.link import link, qr_lines
+    from agent.api.http.access.link import link, qr_lines, reach
     from agent.api.http.access.tokens import Role
 
     config = invocation().load()
     token, secret = _store(config).create(name, Role.CONTROL if control else Role.READ)
     address = link(config.http, secret)
-    shown = {"id": token.id, "name": token.name, "role": token.role, "token": secret, "link": address}
+    note = reach(config.http)
+    shown = {"id": token.id, "name": token.name, "role": token.role, "token": secret, "link": address, "note": note}
     may = "look, stop and take control" if control else "look and stop"
     lines = [f"{token.name} may {may}. This is shown only once:", "", f"  {secret}", ""]
     if address:
         lines.append(f"Open {address}")
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not note:
             lines += ["or point the phone's camera here:", "", *qr_lines(address)]
+    if note:
+        lines.append(note)
     invocation().show(shown, "\n".join(lines))
 
 

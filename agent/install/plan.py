@@ -1,11 +1,13 @@
 """What installing and uninstalling consist of, step by step. Nothing here changes anything; `Step.apply` does."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agent.config import CREDENTIALS, StationConfig
+from agent.errors import BadInput
 from agent.install import source
 from agent.install.environment import Environment, below
 from agent.install.station_file import CONFIGURATION, STATE, adapt
@@ -134,7 +136,13 @@ def install_fleet(machine: Machine, environment: Environment, folder: Path, star
 
 
 def uninstall(machine: Machine, station: str | None) -> Plan:
-    """Take away one station's service, or all of them and what they share. Configuration and episodes stay."""
+    """Take away one station's service, or all of them and what they share. Configuration and episodes stay.
+
+    Raises BadInput for a station that is no service here.
+    """
+    if station is not None and not _known(machine, station):
+        known = ", ".join(machine.stations()) or "none"
+        raise BadInput(f"No station {station} is installed here.", f"Installed are: {known}.")
     names = machine.stations() if station is None else [station]
     steps: list[Step] = []
     for name in names:
@@ -167,6 +175,12 @@ def uninstall(machine: Machine, station: str | None) -> Plan:
     if kept:
         notes.append(f"Kept: {' and '.join(map(str, kept))}, with configurations, secrets and episodes.")
     return Plan(tuple(steps), tuple(notes))
+
+
+def _known(machine: Machine, station: str) -> bool:
+    """Whether it is a service here, also one that was disabled or taken away before."""
+    left = (WANTS / f"so-agent@{station}.service", CONFIGURATION / f"{station}.yaml")
+    return any(os.path.lexists(machine.at(path)) for path in left)
 
 
 def _without_fleet(machine: Machine) -> list[Step]:

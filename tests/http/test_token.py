@@ -52,6 +52,22 @@ def test_without_a_page_there_is_a_token_and_no_link() -> None:
     assert link(Http(host="::1"), "so_1_2") == "http://[::1]:8642/#token=so_1_2"
 
 
+def test_who_makes_a_token_is_told_when_nobody_could_use_it(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(station.read_text())
+    tls = {"cert": "/etc/c.pem", "key": "/etc/k.pem"}
+    everywhere = {"host": "0.0.0.0", "tls": tls}  # noqa: S104 - what a phone needs
+    for name, http, note in (
+        ("one", None, "add `http`"),
+        ("two", {"port": 8642}, "Only this machine"),
+        ("three", everywhere, "http.names"),
+        ("four", everywhere | {"names": ["arm.local"]}, None),
+    ):
+        station.write_text(yaml.safe_dump(values | {"http": http}))
+        assert execute(["token", "create", name, "-c", str(station)]) == Exit.DONE
+        shown = capsys.readouterr().out
+        assert "docs/page.md" not in shown if note is None else note in shown
+
+
 def test_a_phone_can_read_the_picture() -> None:
     text = f"https://arm.local:8642/#token=so_01234567_{'x' * 43}"
     rows: list[list[bool]] = []

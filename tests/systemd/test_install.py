@@ -148,6 +148,14 @@ def test_two_stations_share_the_units_and_leave_one_by_one(station: Path, image:
     assert {path.name for path in (image / "etc/so-agent").iterdir()} == {f"{NAME}.yaml", "garage.yaml", "credentials"}
 
 
+def test_a_station_that_is_not_installed_cannot_be_uninstalled(station: Path, image: Path) -> None:
+    so_agent("install", "-c", station, "--root", image, "--yes")
+    before = files(image)
+    answer = so_agent("uninstall", "--station", "kitchne", "--root", image, "--yes", status=2)
+    assert (answer["message"], answer["hint"]) == ("No station kitchne is installed here.", f"Installed are: {NAME}.")
+    assert files(image) == before
+
+
 def test_a_drop_in_of_an_administrator_stays(station: Path, image: Path) -> None:
     so_agent("install", "-c", station, "--root", image, "--yes")
     own = image / "etc/systemd/system/so-agent@.service.d/override.conf"

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from agent.config import Http
+from agent.config import LOOPBACK, Http
 
 EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 QUIET_MODULES: Final = 2
@@ -22,6 +22,17 @@ def link(settings: Http | None, token: str) -> str | None:
         return None
     name = f"[{names[0]}]" if ":" in names[0] else names[0]
     return f"{'https' if settings.tls else 'http'}://{name}:{settings.port}/#token={token}"
+
+
+def reach(settings: Http | None) -> str | None:
+    """What keeps other machines from using the link, a sentence; None when nothing does."""
+    if settings is None:
+        return "This station serves no page yet: add `http` to its configuration, see docs/page.md."
+    if settings.host in EVERY_ADDRESS and not settings.names:
+        return "Nobody can open the page under a name yet: add one to http.names, see docs/page.md."
+    if settings.host in LOOPBACK:
+        return "Only this machine reaches the page: other machines need http.host, names and tls, see docs/page.md."
+    return None
 
 
 def qr_lines(text: str) -> list[str]:

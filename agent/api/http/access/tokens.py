@@ -62,7 +62,7 @@ class TokenStore:
         if not 1 <= len(name) <= NAME_MAX_CHARS or not name.isprintable():
             raise BadInput(
                 f"The name of a token has 1 to {NAME_MAX_CHARS} printable characters; found {name!r}.",
-                "Name it after who will use it, e.g. --name phone.",
+                "Name it after who will use it, e.g. phone.",
             )
         with self._changing() as tokens:
             if any(token.name == name for token in tokens):

@@ -39,7 +39,7 @@ class Visitor:
         if access in (Access.CONTROL, Access.MOVE) and self.role is not Role.CONTROL:
             raise NotAllowed(
                 f"The token {self.name} may look at the station and stop it, nothing else.",
-                "Make one that may control it: `so-agent token create --control`.",
+                "Make one that may control it: `so-agent token create NAME --control`.",
             )
 
 
