@@ -239,4 +239,5 @@ def _read(path: Path) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"Cannot read {path}: {error}.", "Give the path of a file.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise BadInput(f"Cannot read {path}: {why}.", "Give the path of a file.") from error

@@ -14,6 +14,7 @@ from agent.cli.command import Command, group, invocation
 from agent.errors import BadInput
 
 if TYPE_CHECKING:
+    from agent.fl.fleet import Fleet
     from agent.fl.fleet_control import Value
 
 FOLDER_VARIABLE: Final = "SO_AGENT_FLEET_DIR"
@@ -97,16 +98,16 @@ def add_station(
     fleet: FleetFolder = Path(),
 ) -> None:
     """Let a station take part. A fleet that is being served notices within seconds."""
-    from agent.fl.fleet import Fleet
-
+    there = _open(fleet)
     if key == "-":
         line = sys.stdin.read()
     else:
         try:
             line = Path(key).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"Cannot read the key {key}: {error}.", "Give the file of a public key.") from error
-    member = Fleet(fleet).add_station(name, line)
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise BadInput(f"Cannot read the key {key}: {why}.", "Give the file of a public key.") from error
+    member = there.add_station(name, line)
     invocation().show(
         {"station": name, "fingerprint": member.fingerprint}, f"{name} may take part; its key is {member.fingerprint}."
     )
@@ -114,9 +115,7 @@ def add_station(
 
 def remove_station(name: StationName, fleet: FleetFolder = Path()) -> None:
     """Let a station take part no longer."""
-    from agent.fl.fleet import Fleet
-
-    Fleet(fleet).remove_station(name)
+    _open(fleet).remove_station(name)
     invocation().show({"station": name}, f"{name} may no longer take part.")
 
 
@@ -132,12 +131,10 @@ def serve(
 
     from agent import telemetry
     from agent.config import Logging
-    from agent.fl.fleet import Fleet
     from agent.fl.fleet_serve import Server
 
     host, port = _address(bind)
-    folder = Fleet(fleet)
-    _ = folder.settings
+    folder = _open(fleet)
     telemetry.configure(Logging(), "fleet")
     server = Server(folder, host, port)
     for problem in folder.problems():
@@ -166,10 +163,9 @@ def run(
 ) -> None:
     """Begin a run: the app is sent to the stations that are there, round after round."""
     from agent.fl import fleet_runs
-    from agent.fl.fleet import Fleet
     from agent.fl.fleet_control import Control
 
-    folder = Fleet(fleet)
+    folder = _open(fleet)
     overrides = _overrides(run_config or [])
     if policy:
         overrides["policy"] = policy
@@ -191,10 +187,9 @@ def stop(
 ) -> None:
     """End a run; what its rounds have made so far stays."""
     from agent.fl import fleet_runs
-    from agent.fl.fleet import Fleet
     from agent.fl.fleet_control import Control
 
-    folder = Fleet(fleet)
+    folder = _open(fleet)
     found = [record for record in fleet_runs.requests(folder) if record.name == name]
     if not found:
         raise BadInput(f"There is no run {name}.", "See `so-agent fleet status`.")
@@ -211,13 +206,21 @@ def stop(
 def status(fleet: FleetFolder = Path()) -> None:
     """Who is there, and how the runs go."""
     from agent.fl import fleet_report
-    from agent.fl.fleet import Fleet
 
-    found = fleet_report.report(Fleet(fleet))
+    found = fleet_report.report(_open(fleet))
     if invocation().json:
         typer.echo(json.dumps(found))
         return
     _print(found)
+
+
+def _open(folder: Path) -> "Fleet":
+    """Raises BadInput where no fleet is: before anything is asked of one that seems to be away or empty."""
+    from agent.fl.fleet import Fleet
+
+    fleet = Fleet(folder)
+    _ = fleet.settings
+    return fleet
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -110,7 +110,8 @@ class Fleet:
             found = msgspec.json.decode(path.read_bytes(), type=Settings)
         except FileNotFoundError as error:
             raise BadInput(
-                f"{self.folder} is no fleet.", f"Make one with `so-agent fleet init {self.folder}`."
+                f"{self.folder} is no fleet.",
+                f"Name its folder with --fleet, or make one with `so-agent fleet init {self.folder}`.",
             ) from error
         except (OSError, msgspec.DecodeError) as error:
             raise BadInput(f"Cannot read {path}: {error}.", "Was it made by another version of the agent?") from error

@@ -159,6 +159,14 @@ def test_a_run_that_is_over_is_not_stopped(fleet: Fleet) -> None:
     assert "is over: completed" in refused["message"]
 
 
+@pytest.mark.parametrize("words", [("run", "--name", "reach", "--policy", "grasp"), ("stop", "reach"), ("status",)])
+def test_a_folder_that_is_no_fleet_is_not_taken_for_one_that_is_away(tmp_path: Path, words: tuple[str, ...]) -> None:
+    code, refused = so_agent("fleet", *words, folder=tmp_path)
+    assert code == 2
+    assert "is no fleet" in refused["message"]
+    assert "--fleet" in refused["hint"]
+
+
 def so_agent(*words: str, folder: Path) -> tuple[int, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "agent.cli", *words, "--json"], capture_output=True, text=True, cwd=ROOT, timeout=60,
