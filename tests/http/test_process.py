@@ -24,10 +24,20 @@ from agent.api.http.access.tokens import Role, TokenStore
 from agent.api.http.app import create
 from agent.clock import SystemClock
 from agent.config import Http, StationConfig
+from agent.errors import Exit
 from tests.station.live import ROOT, free_ports, wait_for
 
 START_S = 60.0
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what a phone needs
+PROGRAM = """
+import sys
+from agent.api.http.process import main
+from agent.config import StationConfig
+from agent.telemetry import configure
+config = StationConfig.model_validate_json(sys.argv[1])
+configure(config.logging, "web")
+main(config)
+"""
 
 
 def certificate(folder: Path) -> dict[str, str]:
@@ -60,12 +70,7 @@ class Served:
         assert config.http
         self.config = config
         self.url = f"https://127.0.0.1:{config.http.port}"
-        code = (
-            "import sys;from agent.config import StationConfig;from agent.telemetry import configure;"
-            "from agent.api.http.process import main;"
-            "config=StationConfig.model_validate_json(sys.argv[1]);configure(config.logging,'web');main(config)"
-        )
-        self.process = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], cwd=ROOT)
+        self.process = subprocess.Popen([sys.executable, "-c", PROGRAM, config.model_dump_json()], cwd=ROOT)
 
     def client(self, **how: Any) -> httpx.Client:
         assert self.config.http
@@ -127,6 +132,18 @@ def test_without_an_agent_it_says_so_and_leaves_when_it_is_told(served: Served) 
             served.process.send_signal(signal.SIGTERM)
             served.process.wait(20)
             assert time.monotonic() - began_s < 10, "a stream that never ends keeps nothing from stopping"
+
+
+def test_a_certificate_that_is_missing_is_named_in_the_log(make_config: Any, short_dir: Path) -> None:
+    tls = {"cert": str(short_dir / "none.pem"), "key": str(short_dir / "none.key")}
+    config = make_config(http={"host": EVERYWHERE, "port": free_ports(1)[0], "tls": tls})
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, config.model_dump_json()], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == Exit.BAD_INPUT
+    assert f"{short_dir}/none.pem cannot be read: No such file or directory." in said
+    assert "Traceback" not in said
 
 
 def test_a_network_without_tls_is_refused() -> None:

@@ -182,7 +182,7 @@ async def test_a_station_says_why_it_does_not_connect_and_goes_on_trying(
         case "no certificate":
             tls, said = {"ca": tls["ca"]}, "does it accept this station's certificate?"
         case "no file":
-            tls, said = tls | {"cert": str(short_dir / "none.crt")}, "No such file"
+            tls, said = tls | {"cert": str(short_dir / "none.crt")}, "none.crt cannot be read: No such file"
     if case == "a broker of another name":
         fleet.stop()
         _readable(short_dir)
