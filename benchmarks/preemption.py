@@ -9,7 +9,7 @@ computer nothing is learnt before then. Measured is the time from the request to
 beside that of the same station while it takes no part; the regularity of the control loop in both; and what each round
 of the fleet got. A station is wedged when it does not learn again within two minutes of being let.
 
-What was seen is written down however it ends: Ctrl-C after half of it shows that half.
+It takes half an hour. What was seen is written down however it ends: Ctrl-C after half of it shows that half.
 """
 
 import argparse
@@ -63,6 +63,9 @@ USED_S: Final = 3.0
 
 WINDOW_S: Final = 30.0
 """Of the control loop, for its regularity."""
+
+WINDOWS: Final = 2
+"""While it trains; as many before that, and as many when all is over, while it takes no part."""
 
 EARLY_S: Final = (0.0, 14.0)
 """After the station may join again."""
@@ -144,19 +147,19 @@ class Bench:
             self._console.print("A station that takes no part:")
             for _ in range(baseline):
                 found.idle.append(self._teleoperate())
-            found.idle_errors_ms.append(self._regularity())
+            found.idle_errors_ms += self._windows()
             self._enroll()
             self._begin_run()
             self._console.print("The control loop while it trains:")
             self._until_it_learns(again=False)
-            found.training_errors_ms.append(self._regularity())
+            found.training_errors_ms += self._windows()
             self._console.print("Wanted at random moments:")
             for number in range(1, times + 1):
                 self._interrupt(number)
             self._until_it_learns()
             self.ask("fl.pause")
             self._until_off()
-            found.idle_errors_ms.append(self._regularity())
+            found.idle_errors_ms += self._windows()
         except (AgentError, BenchError) as error:
             found.ended = str(error)
         except KeyboardInterrupt:
@@ -191,7 +194,7 @@ class Bench:
             self._until_it_learns()
             begin_ns = time.monotonic_ns()
             time.sleep(self._dice.uniform(*AT_STEPS_S))
-            self.found.training_errors_ms.append(self.ticks.period_errors_ms(begin_ns, time.monotonic_ns()))
+            self.found.at_steps_errors_ms.append(self.ticks.period_errors_ms(begin_ns, time.monotonic_ns()))
         else:
             self.ask("fl.resume", now=True)
             time.sleep(self._dice.uniform(*EARLY_S))
@@ -225,7 +228,7 @@ class Bench:
         self.ask("hold")
         self.ask("release")
         wait_for("the station is idle", lambda: self.ask("status")["mode"] in FREE, poll_s=0.05)
-        doing = progress.get("doing", "") if before["state"] == "working" else ""
+        doing = progress.get("doing", "loading") if before["state"] == "working" else ""
         return Start(before["state"], doing, (first_ns - began_ns) / 1e6, (answered_ns - began_ns) / 1e6, off_s)
 
     def _free(self) -> None:
@@ -257,10 +260,14 @@ class Bench:
         progress = self.federation().get("progress") or {}
         return (progress["round"], progress["step"]) if progress.get("step") else None
 
-    def _regularity(self) -> list[float]:
-        begin_ns = time.monotonic_ns()
-        time.sleep(self._window_s)
-        return self.ticks.period_errors_ms(begin_ns, time.monotonic_ns())
+    def _windows(self) -> list[list[float]]:
+        """Period errors of the control loop."""
+        found = []
+        for _ in range(WINDOWS):
+            begin_ns = time.monotonic_ns()
+            time.sleep(self._window_s)
+            found.append(self.ticks.period_errors_ms(begin_ns, time.monotonic_ns()))
+        return found
 
 
 def _end_fleet(serve: "subprocess.Popen[bytes]") -> None:

@@ -51,7 +51,8 @@ def test_the_first_tick_may_be_100_ms_later_than_the_median_of_an_idle_station(l
 
 @pytest.mark.parametrize(("p99_ms", "met"), [(1.1, True), (1.2, False)])
 def test_the_loop_may_be_a_tenth_less_regular(p99_ms: float, met: bool) -> None:
-    found = result(seen(idle_errors_ms=[[1.0], [1.0]], training_errors_ms=[[p99_ms]]))
+    """One idle window in which the machine did something else makes it no easier."""
+    found = result(seen(idle_errors_ms=[[1.0], [50.0], [0.9, 1.0]], training_errors_ms=[[p99_ms]]))
     assert verdict(found)[1].endswith("met." if met else "MISSED.")
 
 
