@@ -18,15 +18,12 @@ from agent.messages import (
     ArmReport,
     CameraReport,
     CameraState,
-    PolicyCommand,
-    PolicyReply,
-    PolicyReport,
-    PolicyState,
     RecorderCommand,
     RecorderReply,
     RecorderReport,
     Tick,
 )
+from agent.policy_messages import PolicyCommand, PolicyReply, PolicyReport, PolicyState
 from agent.telemetry import logger
 from agent.transport import AsyncCommandClient, AsyncSubscriber, is_served, topic
 

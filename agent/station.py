@@ -13,20 +13,11 @@ from agent.errors import AgentError, BadInput, Refused
 from agent.events import EventKind, EventLog
 from agent.guest import Federate, Guest
 from agent.links import Links
-from agent.messages import (
-    ArmDrive,
-    ArmReport,
-    ArmReset,
-    ArmShutdown,
-    Drive,
-    PolicyShutdown,
-    RecorderReport,
-    RecorderShutdown,
-    Tick,
-)
+from agent.messages import ArmDrive, ArmReport, ArmReset, ArmShutdown, Drive, RecorderReport, RecorderShutdown, Tick
 from agent.modes import RECORDABLE, Mode, ModeMachine, Transition, steps
 from agent.motion import Motion
 from agent.paths import Paths
+from agent.policy_messages import PolicyShutdown
 from agent.recordings import Recordings
 from agent.requests import From, Progress, Request, Verb, origin
 from agent.supervisor import ChildSpec, Supervisor

@@ -6,7 +6,8 @@ import msgspec
 
 from agent.clock import NS_PER_MS
 from agent.config import Camera
-from agent.messages import ArmReport, CameraReport, PolicyReport
+from agent.messages import ArmReport, CameraReport
+from agent.policy_messages import PolicyReport
 from agent.supervisor import ChildState
 
 

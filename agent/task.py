@@ -14,21 +14,9 @@ from typing import Any, Final, Protocol
 from agent.clock import Clock, nanoseconds, seconds
 from agent.config import StationConfig
 from agent.errors import AgentError, BadInput, DeviceFault, Refused
-from agent.messages import (
-    ArmCommand,
-    ArmDrive,
-    ArmReport,
-    Drive,
-    Joints,
-    LoadPolicy,
-    PolicyCommand,
-    PolicyReport,
-    PolicyState,
-    StartTask,
-    StopTask,
-    Tick,
-)
+from agent.messages import ArmCommand, ArmDrive, ArmReport, Drive, Joints, Tick
 from agent.modes import Mode
+from agent.policy_messages import LoadPolicy, PolicyCommand, PolicyReport, PolicyState, StartTask, StopTask
 from agent.telemetry import logger
 
 LOAD_S: Final = 600.0

@@ -21,14 +21,14 @@ from agent.inference.library import Library
 from agent.inference.observer import require_views
 from agent.inference.run import Run
 from agent.inference.verdict import verdict
-from agent.messages import (
+from agent.messages import Problem
+from agent.policy_messages import (
     LoadPolicy,
     PolicyCommand,
     PolicyQuery,
     PolicyReport,
     PolicyShutdown,
     PolicyState,
-    Problem,
     StartTask,
     StopTask,
     UnloadPolicy,

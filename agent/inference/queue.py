@@ -20,7 +20,8 @@ from enum import StrEnum
 from typing import Final
 
 from agent.clock import NS_PER_S, nanoseconds
-from agent.messages import JOINTS, Chunk, Joints
+from agent.messages import JOINTS, Joints
+from agent.policy_messages import Chunk
 
 MAX_ACTIONS: Final = 1000
 """In one chunk. Policies predict 16 to 100."""

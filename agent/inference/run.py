@@ -20,7 +20,8 @@ from agent.inference.delay import DelayWindow
 from agent.inference.engine import Actions, Engine, Guidance, Observation
 from agent.inference.observer import Observer
 from agent.inference.queue import ChunkQueue
-from agent.messages import Chunk, Joints, Tick
+from agent.messages import Joints, Tick
+from agent.policy_messages import Chunk
 from agent.telemetry import logger
 
 GUIDED_HORIZON: Final = 0.1

@@ -14,7 +14,8 @@ from agent.clock import Clock, nanoseconds, seconds
 from agent.config import StationConfig
 from agent.errors import Refused
 from agent.inference.queue import ChunkQueue, Verdict
-from agent.messages import Chunk, Execution, Joints
+from agent.messages import Execution, Joints
+from agent.policy_messages import Chunk
 from agent.telemetry import logger
 from agent.transport import UNREADABLE, Subscriber, topic
 

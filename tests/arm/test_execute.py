@@ -13,7 +13,8 @@ import zmq
 from agent.clock import NS_PER_S
 from agent.config import StationConfig
 from agent.errors import DeviceFault, EstopLatched, Refused
-from agent.messages import ArmDrive, ArmEstop, ArmQuery, ArmReset, Chunk, Drive, Execution, Joints, Source, Tick, encode
+from agent.messages import ArmDrive, ArmEstop, ArmQuery, ArmReset, Drive, Execution, Joints, Source, Tick, encode
+from agent.policy_messages import Chunk
 from agent.robot.execution import FIRST_CHUNK_S, MAX_CHUNK_BYTES, NO_CHUNK, TICKS_LATE_S, Executor
 from agent.transport import endpoint
 from tests.arm.bench import SLOW_STEP_DEG, Bench, Nursery, biggest_difference, running

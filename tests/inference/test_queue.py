@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from agent.clock import NS_PER_S
 from agent.inference.queue import MAX_ACTIONS, MAX_AHEAD_S, MAX_STEP_TICKS, MAX_WAITING, ChunkQueue, Verdict
-from agent.messages import Chunk, Joints
+from agent.messages import Joints
+from agent.policy_messages import Chunk
 
 FPS = 30
 PERIOD_NS = NS_PER_S // FPS

@@ -35,17 +35,12 @@ from agent.messages import (
     FrameHeader,
     Joints,
     Limit,
-    LoadPolicy,
     LoopStats,
-    PolicyCommand,
-    PolicyReport,
-    PolicyState,
     ServoHealth,
     Source,
-    StartTask,
-    StopTask,
     Tick,
 )
+from agent.policy_messages import LoadPolicy, PolicyCommand, PolicyReport, PolicyState, StartTask, StopTask
 from agent.robot.calibration import JointCalibration, save
 from agent.station import Station
 from agent.telemetry import configure
