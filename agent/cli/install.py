@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from agent.cli.command import Command, invocation
-from agent.errors import AgentError, BadInput
+from agent.cli.locate import answers
+from agent.errors import AgentError, BadInput, Refused
 
 if TYPE_CHECKING:
+    from agent.config import StationConfig
     from agent.install.plan import Machine, Plan
 
 INSTALL_EXAMPLE: Final = "Example: sudo .venv/bin/so-agent install -c my-station.yaml"
@@ -52,6 +54,8 @@ def install(
         _carry_out(install_fleet(machine, runs_in, fleet.expanduser().absolute(), start), machine, yes, "Installed.")
         return
     config = invocation().load()
+    if start and machine.is_this_one:
+        _require_free_ports(config)
     file = Path(str(invocation().config)).expanduser()
     plan = install_station(machine, runs_in, config, file, start)
     _carry_out(plan, machine, yes, f"Installed. `systemctl status so-agent@{config.station}` shows how it is.")
@@ -67,6 +71,17 @@ def uninstall(
 
     machine = _machine(root)
     _carry_out(plan_to_uninstall(machine, station), machine, yes, "Uninstalled.")
+
+
+def _require_free_ports(config: "StationConfig") -> None:
+    """An agent in somebody's terminal would keep the service from its arm."""
+    from agent.install.station_file import SOCKETS
+
+    if config.paths.run != SOCKETS / config.station and answers(config.paths.agent_socket):
+        raise Refused(
+            "The agent of this station runs in a terminal, and has the arm.",
+            "End it there with Ctrl-C, which parks the arm; or add --no-start.",
+        )
 
 
 def _machine(root: Path) -> "Machine":

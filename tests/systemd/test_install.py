@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,18 @@ def test_a_station_that_is_not_installed_cannot_be_uninstalled(station: Path, im
     answer = so_agent("uninstall", "--station", "kitchne", "--root", image, "--yes", status=2)
     assert (answer["message"], answer["hint"]) == ("No station kitchne is installed here.", f"Installed are: {NAME}.")
     assert files(image) == before
+
+
+def test_an_agent_in_a_terminal_is_not_robbed_of_its_arm(station: Path) -> None:
+    at = load(station).paths.agent_socket
+    at.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(at))
+        agent.listen()
+        answer = so_agent("install", "-c", station, status=3)
+        assert "Ctrl-C" in answer["hint"]
+        assert so_agent("install", "-c", station, "--no-start")["applied"] is False
+    assert so_agent("install", "-c", station)["applied"] is False
 
 
 def test_a_drop_in_of_an_administrator_stays(station: Path, image: Path) -> None:
