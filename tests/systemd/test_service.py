@@ -121,6 +121,7 @@ def test_the_service_is_ready_when_the_arm_is_known(bench: Bench) -> None:
 
 
 def test_the_control_loop_may_run_in_real_time(bench: Bench) -> None:
+    assert bench.machine.show("so-agent@other.service", "LimitRTPRIO") == "20"
     loop = arm_report(bench).loop
     assert loop
     assert loop.scheduling == "SCHED_FIFO 10"
