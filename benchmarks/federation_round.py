@@ -24,7 +24,7 @@ RUN: Final = "rounds"
 MIB: Final = 2**20
 EPISODES: Final = 6
 RUN_S: Final = 600.0
-LOOK_S: Final = 0.5
+LOOK_S: Final = 2.0
 SETTLED_S: Final = 10.0
 """Of waiting for a round, before anything of that is read: imports are over then."""
 
@@ -116,8 +116,8 @@ def show(seen: dict[str, Any], console: Console) -> None:
     console.print(f"{seen['policy']}, one step a round, {'trainers kept warm' if seen['keep_warm'] else 'not warm'}:")
     console.print(f"first round {first:.1f} s, those after it {statistics.median(others or [first]):.1f} s (median)")
     console.print(
-        f"MiB: {seen['waiting_mib']} while it waits, {seen['peak_mib']} at the peak of everything federated, "
-        f"{seen['trainer_peak_mib']} of these at the peak of a trainer"
+        f"MiB: {seen['waiting_mib']} while it waits, {seen['peak_mib']} at the peak of everything federated,\n"
+        f"where what others have loaded, too, counts in part; a trainer by itself {seen['trainer_peak_mib']}"
     )
     console.print(f"cores while it waits: {seen['cpu_waiting']}; CPU seconds a round: {seen['cpu_s_a_round']}")
 

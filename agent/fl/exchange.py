@@ -9,7 +9,7 @@ evaluate    server -> station   as above
 query       station -> server   MetricRecord `metrics`: those of `PRESENT`
 query.statistics                MetricRecord `metrics`: count, and sums of the joints (statistics.py); with consent only
 
-With noise for privacy (privacy.py), losses are left out, `num-examples` is 1, and a station evaluates for itself only.
+With noise for privacy (privacy.py), losses and seconds are left out, and a station evaluates for itself only.
 
 A station that does not take part in a round replies with an Error whose code is one of `Decline`; the round goes on
 without it. After the last round the adapter is sent to every node (`final` in the terms), again and again for
