@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -105,6 +106,9 @@ async def whole_rounds(rounds: int, warm: bool) -> dict[str, Any]:
             "cpu_waiting": {"fleet": round(waited[0], 4), "station": round(waited[1], 4)},
             "cpu_s_a_round": _cpu_a_round(watch.after_round),
         }
+    except BaseException:
+        sys.stderr.write(f"rounds so far: {server.rounds(RUN)}\n{member.log()}\n")
+        raise
     finally:
         await member.stop()
         await asyncio.to_thread(server.stop)
