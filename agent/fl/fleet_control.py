@@ -54,8 +54,6 @@ class Run:
     details: str
     began: str
     ended: str
-    sent_bytes: int
-    received_bytes: int
 
 
 class Control:
@@ -126,8 +124,6 @@ class Control:
                 each.status.details,
                 each.pending_at,
                 each.finished_at,
-                each.bytes_sent,
-                each.bytes_recv,
             )
             for each in found.values()
         ]
