@@ -9,7 +9,7 @@ from typing import Any, Self
 from agent.api import local
 from agent.errors import BadInput
 from agent.messages import ArmCommand, ArmEstop, ArmReport, Drive
-from agent.transport import CommandServer
+from tests.stand_in import StandIn
 
 type Answer = dict[str, Any] | Exception | Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -53,37 +53,18 @@ class Agent:
         self._thread.join(10)
 
 
-class Arm:
+class Arm(StandIn):
     """Answers arm commands; `verified` says what the servos' read-back shows, one entry a question."""
 
     def __init__(self, socket: Path, verified: list[bool | None], pid: int = 1) -> None:
-        self._socket = socket
+        super().__init__(socket, ArmCommand)
         self._pid = pid
         self._verified = verified
         self.asked: list[ArmCommand] = []
-        self._stop = threading.Event()
-        self._up = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
 
-    def _serve(self) -> None:
-        server: CommandServer[ArmCommand] = CommandServer(self._socket, ArmCommand)
-        self._up.set()
-        while not self._stop.is_set():
-            if request := server.receive(0.02):
-                envelope, command = request
-                self.asked.append(command)
-                verified = self._verified.pop(0) if len(self._verified) > 1 else self._verified[0]
-                server.reply(envelope, report(verified, self._pid))
-        server.close()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._up.wait(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
+    def answer(self, command: ArmCommand) -> ArmReport:
+        self.asked.append(command)
+        return report(self._verified.pop(0) if len(self._verified) > 1 else self._verified[0], self._pid)
 
     @property
     def stops(self) -> list[ArmEstop]:

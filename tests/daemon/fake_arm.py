@@ -1,9 +1,7 @@
 """An arm process without an arm: answers on the real socket, and does at once what takes an arm a while."""
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,14 @@ from agent.messages import (
     Drive,
     Problem,
 )
-from agent.transport import CommandServer
+from tests.stand_in import StandIn
 
 
-class FakeArm(threading.Thread):
+class FakeArm(StandIn):
     """`refuse` is answered to the next drive command. `held` is set when it was asked to hold, at `held_at_ns`."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(daemon=True)
-        self._server: CommandServer[Any] = CommandServer(path, ArmCommand)
-        self._ending = threading.Event()
+        super().__init__(path, ArmCommand)
         self.drive = Drive.LIMP
         self.reason = "torque is off"
         self.refuse: Problem | None = None
@@ -34,14 +30,7 @@ class FakeArm(threading.Thread):
         self.held = threading.Event()
         self.held_at_ns = 0
 
-    def run(self) -> None:
-        while not self._ending.is_set():
-            if request := self._server.receive(0.02):
-                envelope, command = request
-                self._server.reply(envelope, self._answer(command))
-        self._server.close()
-
-    def _answer(self, command: Any) -> ArmReport | Problem:
+    def answer(self, command: Any) -> ArmReport | Problem:
         match command:
             case ArmDrive() if self.refuse:
                 refused, self.refuse = self.refuse, None
@@ -69,18 +58,3 @@ class FakeArm(threading.Thread):
             self.held.set()
         else:
             self.held.clear()
-
-    def close(self) -> None:
-        self._ending.set()
-        self.join()
-
-
-@contextlib.contextmanager
-def fake_arm(path: Path) -> Iterator[FakeArm]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arm = FakeArm(path)
-    arm.start()
-    try:
-        yield arm
-    finally:
-        arm.close()

@@ -16,7 +16,7 @@ from agent.errors import AgentError, DeviceFault, NoControl, Refused
 from agent.messages import Drive, Problem
 from agent.modes import Mode
 from agent.station import Station
-from tests.daemon.fake_arm import FakeArm, fake_arm
+from tests.daemon.fake_arm import FakeArm
 
 TTL_S = 0.4
 PAGE_GONE_TO_HOLD_S = 0.5
@@ -31,7 +31,7 @@ def config(make_config: Any) -> StationConfig:
 
 @pytest.fixture
 def arm(config: StationConfig) -> Iterator[FakeArm]:
-    with fake_arm(config.paths.arm_ctl) as arm:
+    with FakeArm(config.paths.arm_ctl) as arm:
         yield arm
 
 

@@ -16,7 +16,7 @@ from agent.messages import Drive
 from agent.modes import Mode
 from agent.requests import Progress
 from agent.station import Station
-from tests.daemon.fake_arm import FakeArm, fake_arm
+from tests.daemon.fake_arm import FakeArm
 
 
 class FakeFederation:
@@ -66,7 +66,7 @@ async def nowhere(told: dict[str, Any]) -> None:
 
 @pytest.fixture
 def arm(make_config: Any) -> Iterator[FakeArm]:
-    with fake_arm(make_config().paths.arm_ctl) as arm:
+    with FakeArm(make_config().paths.arm_ctl) as arm:
         yield arm
 
 

@@ -17,7 +17,7 @@ from agent.clock import SystemClock
 from agent.config import Http, StationConfig
 from agent.modes import Mode
 from agent.station import Station
-from tests.daemon.fake_arm import FakeArm, fake_arm
+from tests.daemon.fake_arm import FakeArm
 
 CAMERA = {"type": "zmq", "width": 64, "height": 48}
 
@@ -70,7 +70,7 @@ def config(make_config: Callable[..., StationConfig], http_settings: dict[str, A
 
 @pytest.fixture
 def arm(config: StationConfig) -> Iterator[FakeArm]:
-    with fake_arm(config.paths.arm_ctl) as arm:
+    with FakeArm(config.paths.arm_ctl) as arm:
         yield arm
 
 

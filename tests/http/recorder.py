@@ -1,6 +1,5 @@
 """Episodes as the recorder leaves them, and who answers in its place."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ from agent.errors import BadInput
 from agent.messages import HideEpisode, MarkEpisode, Problem, RecorderCommand, RecorderReport, RecorderState
 from agent.robot.recording.index import DatasetIndex
 from agent.robot.recording.repair import repair
-from agent.transport import CommandServer
 from tests.recording.made import journal
+from tests.stand_in import StandIn
 
 ROWS = (12, 30, 9)
 
@@ -23,23 +22,14 @@ def record(config: StationConfig) -> Path:
     return config.paths.dataset
 
 
-class Recorder(threading.Thread):
-    """Does to the dataset what the recorder process does, on its socket, without its imports."""
+class Recorder(StandIn):
+    """Does to the dataset what the recorder process does."""
 
     def __init__(self, config: StationConfig) -> None:
-        super().__init__(daemon=True)
-        self._server: CommandServer[Any] = CommandServer(config.paths.recorder_ctl, RecorderCommand)
+        super().__init__(config.paths.recorder_ctl, RecorderCommand)
         self._index = DatasetIndex(config.paths.dataset)
-        self._ending = threading.Event()
 
-    def run(self) -> None:
-        while not self._ending.is_set():
-            if request := self._server.receive(0.02):
-                envelope, command = request
-                self._server.reply(envelope, self._answer(command))
-        self._server.close()
-
-    def _answer(self, command: Any) -> RecorderReport | Problem:
+    def answer(self, command: Any) -> RecorderReport | Problem:
         try:
             match command:
                 case MarkEpisode(episode=episode, success=success):
@@ -49,7 +39,3 @@ class Recorder(threading.Thread):
         except BadInput as error:
             return Problem(error.code, error.message, error.hint)
         return RecorderReport(0, 0, RecorderState.READY)
-
-    def close(self) -> None:
-        self._ending.set()
-        self.join()

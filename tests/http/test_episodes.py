@@ -45,11 +45,8 @@ def dataset(made: Path, config: StationConfig) -> Iterator[Path]:
 
 @pytest.fixture
 def recorder(config: StationConfig) -> Iterator[Recorder]:
-    config.paths.run.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(config)
-    recorder.start()
-    yield recorder
-    recorder.close()
+    with Recorder(config) as recorder:
+        yield recorder
 
 
 async def test_no_dataset_is_no_problem(bench: Bench) -> None:

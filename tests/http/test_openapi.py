@@ -30,7 +30,7 @@ from agent.clock import SystemClock
 from agent.config import StationConfig
 from agent.messages import Drive
 from agent.station import Station
-from tests.daemon.fake_arm import FakeArm, fake_arm
+from tests.daemon.fake_arm import FakeArm
 from tests.http.conftest import CAMERA
 from tests.http.recorder import Recorder, record
 
@@ -69,11 +69,8 @@ def served() -> Iterator[Served]:
         cameras={"front": CAMERA | {"view": "OBS_IMAGE_1"}},  # type: ignore[dict-item]
         http={"lease_s": 0.3},  # type: ignore[arg-type]
     )
-    config.paths.run.mkdir(parents=True, exist_ok=True)
     record(config)
-    recorder = Recorder(config)
-    recorder.start()
-    with contextlib.closing(recorder), fake_arm(config.paths.arm_ctl) as arm:
+    with Recorder(config), FakeArm(config.paths.arm_ctl) as arm:
         station = Station(config, SystemClock())
         listener = socket.create_server(("127.0.0.1", 0))
         assert config.http

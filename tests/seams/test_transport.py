@@ -1,7 +1,6 @@
 """Messages arrive whole or not at all, and a bad peer gets a sentence instead of a crash."""
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,45 +28,33 @@ from agent.transport import (
     AsyncCommandClient,
     AsyncSubscriber,
     CommandClient,
-    CommandServer,
     Publisher,
     Subscriber,
     endpoint,
     topic,
 )
+from tests.stand_in import StandIn
 
 REPORT = ArmReport(1, 2, Drive.HOLD, "a test", True, False)
 
 
-class Server(threading.Thread):
-    """Answers every command with `answer` until closed."""
+class Server(StandIn):
+    """Answers every command in the same way, and keeps what it was."""
 
-    def __init__(self, path: Path, answer: msgspec.Struct) -> None:
-        super().__init__(daemon=True)
-        self._server: CommandServer[Any] = CommandServer(path, ArmCommand)
-        self._answer = answer
-        self._ending = threading.Event()
+    def __init__(self, path: Path, said: msgspec.Struct) -> None:
+        super().__init__(path, ArmCommand)
+        self._said = said
         self.seen: list[Any] = []
 
-    def run(self) -> None:
-        while not self._ending.is_set():
-            if request := self._server.receive(0.05):
-                envelope, command = request
-                self.seen.append(command)
-                self._server.reply(envelope, self._answer)
-        self._server.close()
-
-    def close(self) -> None:
-        self._ending.set()
-        self.join()
+    def answer(self, command: Any) -> msgspec.Struct:
+        self.seen.append(command)
+        return self._said
 
 
 @pytest.fixture
 def server(short_dir: Path) -> Iterator[Server]:
-    thread = Server(short_dir / "ctl", REPORT)
-    thread.start()
-    yield thread
-    thread.close()
+    with Server(short_dir / "ctl", REPORT) as thread:
+        yield thread
 
 
 def test_a_command_gets_its_reply(short_dir: Path, server: Server) -> None:

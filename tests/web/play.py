@@ -99,7 +99,7 @@ class PlayArm(FakeArm):
                 if request := self._server.receive(left_s):
                     envelope, command = request
                     self._generation = getattr(command, "generation", 0) or self._generation
-                    self._server.reply(envelope, self._answer(command))
+                    self._server.reply(envelope, self.answer(command))
                     publisher.send(self.report())
             self._move(time.monotonic())
             publisher.send(self._tick(due_ns))
