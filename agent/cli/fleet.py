@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE: Final = "SO_AGENT_FLEET_DIR"
 DEFAULT_BIND: Final = "127.0.0.1:9443"
 
+ROUNDS_SHOWN: Final = 20
+
 COLUMNS: Final = (
     ("round", "round"),
     ("asked", "asked"),
@@ -255,9 +257,11 @@ def _print_run(console: Console, run: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for column, _ in COLUMNS:
         table.add_column(column, justify="right")
-    for each in run["rounds"]:
+    for each in run["rounds"][-ROUNDS_SHOWN:]:
         table.add_row(*(_short(each.get(key)) for _, key in COLUMNS), each.get("problem") or "")
     console.print(table)
+    if (earlier := len(run["rounds"]) - ROUNDS_SHOWN) > 0:
+        console.print(Text(f"{earlier} earlier rounds: --json", "dim"))
     console.print(Text(f"adapters: {run['rounds'][-1]['adapter'] or 'none of the last round'}", "dim"))
 
 

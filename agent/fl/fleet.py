@@ -188,7 +188,8 @@ class Fleet:
 
 def _check_name(name: str, what: str) -> None:
     if not re.fullmatch(NAME_PATTERN, name):
-        raise BadInput(f"{name!r} cannot be a {what}'s name.", "Use lower case letters, digits, - and _.")
+        how = ": --name NAME." if what == "fleet" else "."
+        raise BadInput(f"{name!r} cannot be a {what}'s name.", f"Use lower case letters, digits, - and _{how}")
 
 
 def _write(path: Path, message: msgspec.Struct) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from agent.cli.fleet import _short
+from agent.cli.fleet import ROUNDS_SHOWN, _print_run, _short
 from agent.errors import BadInput, NotRunning
 from agent.fl import certificates, fleet_runs, station_key
 from agent.fl.fleet import Fleet
@@ -149,6 +150,20 @@ def test_a_run_that_can_begin_is_not(fleet: Fleet) -> None:
 def test_reasons_of_those_who_declined_are_told() -> None:
     assert _short({"busy": 2, "no policy": 1}) == "2 busy, 1 no policy"
     assert _short({}) == "0"
+
+
+def test_of_a_long_run_the_last_rounds_are_shown() -> None:
+    rounds = [{"round": number, "asked": 3, "used": 3, "adapter": "a"} for number in range(ROUNDS_SHOWN + 5)]
+    run = {"run": "reach", "state": "under way", "details": "", "resumed": 0, "app": "0" * 64, "rounds": rounds}
+    console = Console(width=200)
+    with console.capture() as shown:
+        _print_run(console, run)
+    text = shown.get()
+    assert "5 earlier rounds: --json" in text
+    first = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert "24" in first
+    assert "5" in first
+    assert "4" not in first
 
 
 def test_a_run_that_is_over_is_not_stopped(fleet: Fleet) -> None:
