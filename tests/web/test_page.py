@@ -108,6 +108,30 @@ def test_the_stop_works_from_every_view_whoever_has_control_and_under_load(
         mode(page, "Hold")
 
 
+def test_the_stop_works_in_browsers_of_some_years_ago(visit: Any, station: Playing) -> None:
+    visitor = visit(**PHONE)
+    visitor.context.add_init_script("delete AbortSignal.any; delete AbortSignal.timeout; delete Iterator.prototype.map")
+    page = visitor.open()
+    teleop(page)
+    page.locator("#stop").tap()
+    stopped(page)
+    assert station.status()["mode"] == "estop"
+
+
+def test_one_press_of_the_stop_sends_one(visit: Any, station: Playing) -> None:
+    page = visit().open()
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.url.endswith("/estop") else None)
+    page.locator("#stop").hover()
+    page.mouse.down()
+    stopped(page)
+    page.mouse.up()
+    page.locator("#stop").focus()
+    assert len(sent) == 1
+    # A second later it is another press.
+    wait_for("another one", lambda: page.keyboard.press("Enter") or len(sent) > 1, 5.0)
+
+
 def test_a_stop_arrives_while_every_core_is_busy(visit: Any, station: Playing) -> None:
     page = visit().open()
     teleop(page)

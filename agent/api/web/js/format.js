@@ -34,8 +34,9 @@ export function number(value, digits = 0) {
 
 /** "0:07.4", "12:07". */
 export function clock(seconds, tenths = true) {
-  const minutes = Math.floor(seconds / 60);
-  const rest = (seconds - minutes * 60).toFixed(tenths ? 1 : 0);
+  const shown = Number(seconds.toFixed(tenths ? 1 : 0)); // first, or 59.96 s would be 0:60.0
+  const minutes = Math.floor(shown / 60);
+  const rest = (shown - minutes * 60).toFixed(tenths ? 1 : 0);
   return `${minutes}:${rest.padStart(tenths ? 4 : 2, "0")}`;
 }
 

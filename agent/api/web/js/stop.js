@@ -11,6 +11,7 @@ import { span } from "./format.js";
 
 const ANSWER_MS = 2500; // the station takes at most one second to read the servos back
 const AGAIN_MS = 250;
+const SAME_PRESS_MS = 1000; // whoever holds it longer sends it twice, which does no harm
 
 export class Stop extends EventTarget {
   constructor(live) {
@@ -21,9 +22,15 @@ export class Stop extends EventTarget {
     this.tookMs = null;
     this.problem = null;
     this.button = document.getElementById("stop");
-    // When it is touched, not when it is let go.
-    this.button.addEventListener("pointerdown", () => this.press("STOP on the page"));
-    this.button.addEventListener("click", () => this.press("STOP on the page"));
+    // When it is touched, not when it is let go; the click that follows is the same press.
+    let touchedAt = -Infinity;
+    this.button.addEventListener("pointerdown", () => {
+      touchedAt = performance.now();
+      this.press("STOP on the page");
+    });
+    this.button.addEventListener("click", () => {
+      if (performance.now() - touchedAt > SAME_PRESS_MS) this.press("STOP on the page");
+    });
     this.banner = h("div.alarm", { role: "alert", hidden: true });
     document.getElementById("banners").prepend(this.banner);
   }

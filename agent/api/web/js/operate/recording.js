@@ -2,7 +2,7 @@
 
 import { get, Problem } from "../api.js";
 import { enable, h, show, text } from "../dom.js";
-import { bytes, clock, plural } from "../format.js";
+import { bytes, clock, plural, span } from "../format.js";
 import { notice } from "../notice.js";
 
 const BYTES_A_SECOND = 220_000; // of one 640x480 camera, as measured; see docs/dataset.md
@@ -70,6 +70,7 @@ export function recording(shell) {
     running,
     disk,
   );
+  let ending = false; // a commit may take a minute, in which nothing else can be asked for
   suggest(known);
 
   async function start() {
@@ -85,8 +86,11 @@ export function recording(shell) {
   }
 
   async function end(how, body = {}) {
-    for (const each of Object.values(does)) each.disabled = true;
+    ending = true;
+    shell.draw();
     const answer = await shell.act(`/api/v1/record/${how}`, body, { control: how === "discard", timeoutMs: COMMIT_MS });
+    ending = false;
+    shell.draw();
     if (answer) tell(answer.results.at(-1), how);
     suggest(known);
   }
@@ -135,8 +139,10 @@ export function recording(shell) {
     const repeats = lost.length ? ` · repeated frames: ${lost.map(([name, n]) => `${name} ${n}`).join(", ")}` : "";
     const which = session.episodes > 1 ? `Episode ${session.episode} of ${session.episodes} · ` : "";
     text(facts, `${which}${session.task} · ${plural(session.frames, "frame")}${repeats}`);
-    for (const each of Object.values(does)) each.disabled = false;
-    for (const name of ["again", "drop"]) enable(does[name], shell.mayControl && !(name === "again" && resetting));
+    for (const each of Object.values(does)) each.disabled = ending;
+    for (const name of ["again", "drop"]) {
+      enable(does[name], shell.mayControl && !ending && !(name === "again" && resetting));
+    }
   }
 }
 
@@ -162,9 +168,9 @@ function room(status, { about, cameras }) {
   const free = status?.recorder?.free_bytes;
   if (!free) return "";
   const usable = Math.max(0, free - about.min_free_gb * 1e9);
-  const hours = usable / (BYTES_A_SECOND * Math.max(1, cameras.length)) / 3600;
-  const left = hours > 48 ? "days of recording" : hours > 1 ? `about ${Math.floor(hours)} h of recording` : "less than an hour";
-  return usable ? `${bytes(free)} free: ${left}.` : `${bytes(free)} free: too little to record.`;
+  const seconds = usable / (BYTES_A_SECOND * Math.max(1, cameras.length));
+  const left = seconds > 48 * 3600 ? "days" : `about ${span(seconds * 1000)}`;
+  return usable ? `${bytes(free)} free: ${left} of recording.` : `${bytes(free)} free: too little to record.`;
 }
 
 /** Task texts of the last episodes: the same words every time make a better dataset. */

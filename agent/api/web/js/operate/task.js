@@ -76,7 +76,7 @@ export function task(shell) {
         h("option", { value: each.name, selected: each.in_use }, each.in_use ? `${each.name} (in use)` : each.name),
       ),
     );
-    texts.replaceChildren(...new Set(known.flatMap((each) => each.tasks)).values().map((value) => h("option", { value })));
+    texts.replaceChildren(...[...new Set(known.flatMap((each) => each.tasks))].map((value) => h("option", { value })));
     shell.draw();
   }
 
