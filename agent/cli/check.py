@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -26,8 +25,6 @@ NETWORK_FILESYSTEMS: Final = frozenset(
 
 OWN_ANSWER_S: Final = 1.0
 """Both answer within milliseconds unless they hang, and then their ports count as held."""
-
-GIB: Final = 1024**3
 
 
 def register(app: typer.Typer) -> None:
@@ -97,6 +94,8 @@ def own_pids(config: "StationConfig") -> frozenset[int]:
 
 
 def check_state_dir(config: "StationConfig") -> Finding:
+    from agent.robot.recording.free_space import GB, free_bytes
+
     folder = config.state_dir
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     name = "state_dir"
@@ -115,7 +114,7 @@ def check_state_dir(config: "StationConfig") -> Finding:
             f"{folder} lies on a network filesystem ({kind}).",
             "Use a folder on a local disk; copy finished datasets away instead.",
         )
-    free_gb = shutil.disk_usage(existing).free / GIB
+    free_gb = free_bytes(config) / GB
     if free_gb < config.recording.min_free_gb:
         return Finding(
             name,

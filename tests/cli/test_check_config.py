@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -147,6 +148,12 @@ def test_too_little_free_disk_is_a_warning(cli: Cli, write: Write, ports: tuple[
     result = cli("check-config", write(recording={"min_free_gb": 1e6}))
     assert result.code == Exit.DONE
     assert "Free some space" in result.out
+
+
+def test_free_disk_is_counted_as_the_recorder_counts_it(cli: Cli, write: Write, ports: tuple[Path, Path]) -> None:
+    free_gb = shutil.disk_usage("/tmp").free / 1e9
+    result = cli("check-config", write(recording={"min_free_gb": 0.97 * free_gb}), "--json")
+    assert [found["level"] for found in result.json["findings"] if found["name"] == "state_dir"] == ["ok"]
 
 
 @pytest.mark.parametrize(
