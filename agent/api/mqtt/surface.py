@@ -12,7 +12,7 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.api.certificates import require_authority, require_pair
+from agent.api.certificates import NO_PASSWORD, require_authority, require_pair
 from agent.api.mqtt.backoff import Backoff
 from agent.api.mqtt.commands import Gate
 from agent.api.mqtt.inbox import Inbox
@@ -137,13 +137,16 @@ LIBRARY.setLevel(logging.CRITICAL)
 
 def context(tls: MqttTls) -> ssl.SSLContext:
     """Trusts the fleet's own authority alone. Raises BadInput, with the file's name, for one that cannot be used."""
-    require_authority(tls.ca)
-    if tls.cert and tls.key:
-        require_pair(tls.cert, tls.key)
-    made = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(tls.ca))
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.cert:
-        made.load_cert_chain(tls.cert, tls.key)
+    try:
+        made = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(tls.ca))
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        if tls.cert:
+            made.load_cert_chain(tls.cert, tls.key, password=NO_PASSWORD)
+    except OSError:  # which does not say of what file
+        require_authority(tls.ca)
+        if tls.cert and tls.key:
+            require_pair(tls.cert, tls.key)
+        raise
     return made
 
 
