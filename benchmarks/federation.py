@@ -3,12 +3,14 @@
     python -m benchmarks.federation size
     python -m benchmarks.federation memory [--full]
     python -m benchmarks.federation round [--warm]
+    python -m benchmarks.federation requests
 
 `size` is of the 450 million parameters of lerobot/smolvla_base, whose layout is made without weights; where it says
 "as sent", a real reply was serialised by Flower. `memory` trains a few steps in a process of its own, as a station
 does, and reads the most that it ever used, and how long it took besides these steps. `round` has a fleet on loopback,
 and a station without an arm that learns one step a round: what that takes is what a round costs besides training, and
-the memory is that of SuperNode, executor and trainer together.
+the memory is that of SuperNode, executor and trainer together. `requests` asks a fleet for messages that it does not
+have, as waiting stations do, and tells what an answer takes of the fleet's computer.
 """
 
 import argparse
@@ -61,6 +63,8 @@ def main() -> None:
     once = commands.add_parser("round", help="time and memory of whole rounds, of one step each")
     once.add_argument("--rounds", type=int, default=4, metavar="N", help="4")
     once.add_argument("--warm", action="store_true", help="with federation.keep_warm")
+    many = commands.add_parser("requests", help="what a request of a station takes of the fleet's computer")
+    many.add_argument("--seconds", type=float, default=20.0, metavar="S", help="20")
     asked = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0"}
     console = Console(width=None if Console().is_terminal else 120)
@@ -74,6 +78,12 @@ def main() -> None:
         seen = asyncio.run(whole_rounds(asked.rounds, asked.warm))
         show(seen, console)
         _write(f"federation-round{'-warm' if asked.warm else ''}.json", seen)
+    elif asked.command == "requests":
+        from benchmarks.federation_requests import ask_for
+
+        told = asyncio.run(ask_for(asked.seconds))
+        console.print(told)
+        _write("federation-requests.json", told)
     elif asked.one:
         train_once(asked.one)
     else:
