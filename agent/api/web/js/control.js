@@ -16,6 +16,10 @@ export class Control extends EventTarget {
     this._worker = new Worker(policy ? policy.createScriptURL(url) : url);
     this._worker.addEventListener("message", ({ data }) => this._heard(data));
     window.addEventListener("pagehide", () => this.leave());
+    // A browser lets go of the screen whenever the page is hidden, for however short a while.
+    document.addEventListener("visibilitychange", () => {
+      if (document.visibilityState === "visible" && this.mine) this._stayAwake();
+    });
   }
 
   /** Raises Problem: `no-control` when somebody else has it. */
@@ -79,7 +83,9 @@ export class Control extends EventTarget {
   /** A phone that dims its screen freezes the page, and the arm would hold. */
   async _stayAwake() {
     try {
-      this._lock = await navigator.wakeLock?.request("screen");
+      const lock = await navigator.wakeLock?.request("screen");
+      if (this.mine) this._lock = lock;
+      else lock?.release();
     } catch {
       // Not allowed now, e.g. because the battery is low: then the screen has to be kept on by hand.
     }

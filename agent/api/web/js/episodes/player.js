@@ -209,6 +209,7 @@ export function player(shell, number, { judge, erase, restore, neighbour }) {
     },
     close() {
       closed = true;
+      drawn?.close();
       for (const { video } of clips) {
         video.removeAttribute("src");
         video.load(); // lets go of the connection

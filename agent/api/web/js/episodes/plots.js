@@ -6,14 +6,15 @@ import { JOINT_NAMES } from "../format.js";
 const HEIGHT = 84;
 const PAD = 6;
 
-/** Fills `place`; `seek(seconds)` is called when somebody points at a time. Returns {at(seconds)}. */
+/** Fills `place`; `seek(seconds)` is called when somebody points at a time. Returns {at(seconds), close()}. */
 export function plots(place, joints, { times_s: times, state, action }, seek) {
   const length = times.at(-1) || 1;
   const made = joints.map((joint, index) => plot(joint, index));
   place.replaceChildren(...made.map((each) => each.element));
   const draw = () => made.forEach((each) => each.draw());
   new ResizeObserver(draw).observe(place);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  const theme = matchMedia("(prefers-color-scheme: dark)");
+  theme.addEventListener("change", draw);
 
   function plot({ name, unit }, index) {
     const canvas = h("canvas.curve");
@@ -78,5 +79,8 @@ export function plots(place, joints, { times_s: times, state, action }, seek) {
     };
   }
 
-  return { at: (seconds) => made.forEach((each) => each.at(seconds)) };
+  return {
+    at: (seconds) => made.forEach((each) => each.at(seconds)),
+    close: () => theme.removeEventListener("change", draw), // which would keep every episode that was looked at
+  };
 }
