@@ -24,6 +24,7 @@ from agent.messages import (
     RecorderState,
     StartEpisode,
 )
+from agent.robot.recording import free_space
 from agent.robot.recording.align import NEAR_NS
 from agent.robot.recording.check import check
 from agent.robot.recording.index import DatasetIndex, frames_path
@@ -373,6 +374,32 @@ def test_a_disk_that_fills_up_ends_the_episode_and_loses_nothing(
     assert [item.task for item in episodes] == ["before", "too much"]
     assert episodes[1].salvaged
     assert episodes[1].frames >= last.frames - config.recording.fps
+    assert check(config.paths.dataset) == []
+
+
+def test_a_nearly_full_disk_finishes_the_running_episode_and_refuses_the_next(
+    nursery: Nursery, small_disk: Path, make_config: Any
+) -> None:
+    cameras = {"front": {"view": "OBS_IMAGE_1", "type": "zmq", "width": 320, "height": 240}}
+    config = make_config(cameras=cameras, recording={"min_free_gb": 0.007}, state_dir=str(small_disk / "s"))
+    recorder = RecorderProcess(nursery, config)
+    try:
+        with SyntheticStation(config):
+            recorder.start()
+            recorder.start_episode(StartEpisode(task="enough"))
+            recorder.until(lambda report: report.frames >= 10)
+            others = free_space.free_bytes(config) - 1_200_000  # less than a quarter of the limit stays
+            (small_disk / "other people's files").write_bytes(b"x" * others)
+            last = recorder.until(lambda report: report.last is not None).last
+            assert last is not None
+            assert (last.outcome, last.reason) == ("committed", "the disk is nearly full")
+            with pytest.raises(Refused, match="GB free"):
+                recorder.ask(StartEpisode(task="too much"))
+    finally:
+        recorder.kill()
+    [episode] = DatasetIndex(config.paths.dataset).list()
+    assert episode.frames >= 10
+    assert not episode.salvaged
     assert check(config.paths.dataset) == []
 
 
