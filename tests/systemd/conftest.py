@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,13 @@ def bench(installed: Bench) -> Bench:
     """The station running and idle, whatever the test before did."""
     installed.calm()
     return installed
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """`make test` leaves them out, and says so."""
+    if left := sum(item.get_closest_marker("booted") is not None for item in items):
+        reason = f"NOT TESTED here under a real systemd: {left} tests. `make test-service` runs them, as root."
+        warnings.warn(reason, stacklevel=2)
 
 
 def _skip(why: str) -> None:
