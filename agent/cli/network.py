@@ -1,10 +1,12 @@
 """What the page and the broker need besides the configuration: certificates, names, a password."""
 
 import datetime
+import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from agent.cli.finding import Finding, Level
+from agent.cli.locate import answers
 from agent.errors import BadInput
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ def check_network(config: "StationConfig") -> list[Finding]:
     """Nothing is said of what is switched off."""
     return [
         *(_page(config.http) if config.http else ()),
+        *(_port(config.http) if config.http and not answers(config.paths.agent_socket) else ()),
         *(_broker(config.mqtt) if config.mqtt else ()),
     ]
 
@@ -51,6 +54,22 @@ def _page(http: "Http") -> Iterator[Finding]:
         )
     elif names:
         yield Finding("http", Level.OK, f"https://{names[0]}:{http.port}, certificate until {until}")
+
+
+def _port(http: "Http") -> Iterator[Finding]:
+    """Whether another program has it: often the page of another station on this machine."""
+    with socket.socket(socket.AF_INET6 if ":" in http.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the page's own server does
+        try:
+            probe.bind((http.host, http.port))
+            probe.listen()
+        except OSError as error:
+            yield Finding(
+                "http.port",
+                Level.ERROR,
+                f"The page cannot have port {http.port} of {http.host}: {error.strerror}.",
+                "Give each station on this machine an http.port of its own, above 1023.",
+            )
 
 
 def _broker(mqtt: "Mqtt") -> Iterator[Finding]:

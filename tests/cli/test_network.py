@@ -1,6 +1,8 @@
 """`check-config` on what the page and the broker need: each file by name, each surprise before it happens."""
 
 import os
+import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from agent.cli.network import check_network
 from agent.config import StationConfig
 from agent.errors import BadInput
 from tests.mqtt.authority import Authority
+from tests.station.live import free_ports
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what a phone needs
 
@@ -21,7 +24,12 @@ type Check = Callable[..., list[Finding]]
 
 @pytest.fixture
 def check(make_config: Callable[..., StationConfig]) -> Check:
-    return lambda **sections: check_network(make_config(**sections))
+    [port] = free_ports(1)
+
+    def check(http: dict[str, Any] | None = None, **sections: Any) -> list[Finding]:
+        return check_network(make_config(http={"port": port} | http if http else None, **sections))
+
+    return check
 
 
 @pytest.fixture
@@ -43,11 +51,25 @@ def test_what_is_switched_off_is_not_spoken_of(check: Check) -> None:
 
 
 def test_a_page_says_where_it_is(check: Check, authority: Authority) -> None:
-    [local] = check(http={"host": "::1"})
-    assert (local.level, local.found) == (Level.OK, "http://[::1]:8642, for this machine only")
+    [local] = check(http={"host": "localhost"})
+    assert local.level is Level.OK
+    assert re.fullmatch(r"http://localhost:\d+, for this machine only", local.found)
     [found] = check(http=page(authority, names=["arm.local", "192.0.2.7"]))
     assert found.level is Level.OK
-    assert "https://arm.local:8642" in found.found
+    assert "https://arm.local:" in found.found
+
+
+def test_a_port_that_another_station_has_is_named_and_the_stations_own_is_not(
+    make_config: Callable[..., StationConfig],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        config = make_config(http={"port": other.getsockname()[1]})
+        assert ("http.port", Level.ERROR) in [(found.name, found.level) for found in check_network(config)]
+        config.paths.run.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as agent:  # the station itself runs: the port is its page's
+            agent.bind(str(config.paths.agent_socket))
+            agent.listen()
+            assert [found.level for found in check_network(config)] == [Level.OK]
 
 
 @pytest.mark.parametrize("missing", ["cert", "key"])
