@@ -35,6 +35,7 @@ from agent.fl.compression import encode
 from agent.fl.layout import LINEAR, PROJECTIONS, Layout, Shape, layout_of
 from agent.fl.settings import Compression
 from agent.inference.training.plan import Method
+from benchmarks.interruption import ends_in_order
 
 RESULTS: Final = Path(__file__).parent / "results"
 TOP_K: Final = 0.1
@@ -66,6 +67,7 @@ def main() -> None:
     many = commands.add_parser("requests", help="what a request of a station takes of the fleet's computer")
     many.add_argument("--seconds", type=float, default=20.0, metavar="S", help="20")
     asked = parser.parse_args()
+    ends_in_order()
     os.environ |= {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0"}
     console = Console(width=None if Console().is_terminal else 120)
     if asked.command == "size":

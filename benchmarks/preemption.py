@@ -24,8 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -39,6 +38,7 @@ from benchmarks.control import machine
 from benchmarks.control_bench.agent_side import Daemon, ready
 from benchmarks.control_bench.host import end
 from benchmarks.control_bench.rig import ROOT, BenchError, Rig, free_ports, wait_for
+from benchmarks.interruption import ends_in_order
 from benchmarks.preemption_bench.report import Findings, Start, result, show
 from benchmarks.preemption_bench.ticks import Ticks
 
@@ -284,7 +284,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="6 pre-emptions: whether it works, not how well")
     asked = parser.parse_args()
     times, baseline, window_s = QUICK if asked.quick else (asked.times, asked.baseline, WINDOW_S)
-    signal.signal(signal.SIGTERM, _interrupted)
+    ends_in_order()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     console = Console(width=None if Console().is_terminal else 120)
     folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))  # Unix sockets need a short path
@@ -305,10 +305,6 @@ def main() -> int:
         RESULTS.write_text(json.dumps(seen, indent=1) + "\n")
     show(seen, console)
     return 1 if seen["ended_early"] or seen["failed"] or seen["wedged"] else 0
-
-
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

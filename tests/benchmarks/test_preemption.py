@@ -1,6 +1,10 @@
 """What the benchmark of wanting the arm concludes from what it saw, however much of it there is."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from benchmarks.preemption_bench.report import Findings, Start, result, show, ve
 from benchmarks.preemption_bench.ticks import first_obeying, period_errors_ms
 
 MS = 1_000_000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def starts(*first_tick_ms: float) -> list[Start]:
@@ -73,6 +78,29 @@ def test_rounds_are_counted_by_what_the_fleet_got() -> None:
     assert (found["all"], found["with whole or partial work"], found["with partial work"]) == (4, 2, 1)
     assert found["declined"] == {"busy": 1, "5: had left": 1}
     assert found["seconds"]["max"] == 30.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_twice_ends_it_once(number: signal.Signals) -> None:
+    """As `timeout` sends it; what was seen is told, and what was started is ended."""
+    code = (
+        "import os, time\n"
+        "from benchmarks.interruption import ends_in_order\n"
+        "ends_in_order()\n"
+        "try:\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    time.sleep(0.05)\n"
+        "    print('ended in order', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "ended in order\n"
+    assert process.returncode == 0
 
 
 def test_the_arm_obeys_when_it_is_sent_somewhere() -> None:
