@@ -301,9 +301,11 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     about = {"machine": machine(), "load": os.getloadavg()[1], "seed": asked.seed, "asked": times}
     seen = about | result(bench.found)
-    if bench.found.wanted and not asked.quick:
-        RESULTS.write_text(json.dumps(seen, indent=1) + "\n")
     show(seen, console)
+    if bench.found.wanted and not asked.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(seen, indent=1) + "\n")
+        console.print(f"Every start is in {RESULTS.relative_to(ROOT)}.")
     return 1 if seen["ended_early"] or seen["failed"] or seen["wedged"] else 0
 
 
