@@ -211,6 +211,24 @@ def test_an_episode_is_recorded_with_a_thumb_on_a_phone(visit: Any, station: Pla
     assert station.agent.call("episodes.list")["episodes"][-1]["success"] is False
 
 
+def test_an_episode_is_not_thrown_away_by_a_slip_of_the_finger(visit: Any, station: Playing) -> None:
+    page = visit(**PHONE).open()
+    page.get_by_role("button", name="Start teleop").tap()
+    mode(page, "Teleop")
+    page.get_by_label("What does the arm do?").fill("stack the cups")
+    page.get_by_role("button", name="Record", exact=True).tap()
+    expect(page.locator(".big-time")).to_be_visible()
+    episodes = len(station.agent.call("episodes.list")["episodes"])
+    page.get_by_role("button", name="Discard…").tap()
+    page.locator("dialog").get_by_role("button", name="Cancel").tap()
+    assert station.status()["recording"]
+    page.get_by_role("button", name="Discard…").tap()
+    page.locator("dialog").get_by_role("button", name="Throw it away").tap()
+    expect(page.locator(".notice").filter(has_text="Discarded")).to_be_visible()
+    assert len(station.agent.call("episodes.list")["episodes"]) == episodes
+    assert station.status()["recording"] is None
+
+
 def test_a_stop_that_the_servos_do_not_confirm_says_to_cut_the_power(visit: Any, station: Playing) -> None:
     visitor = visit()
     visitor.expected = ("status of 503",)

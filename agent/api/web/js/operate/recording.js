@@ -1,6 +1,7 @@
 /** Record episodes: what it is about, start, keep, discard, again. */
 
 import { get, Problem } from "../api.js";
+import { confirm } from "../dialog.js";
 import { enable, h, show, text } from "../dom.js";
 import { bytes, clock, plural, span } from "../format.js";
 import { notice } from "../notice.js";
@@ -50,7 +51,7 @@ export function recording(shell) {
     good: h("button.good", { type: "button", onclick: () => end("stop", { success: true }) }, "Keep: success"),
     bad: h("button", { type: "button", onclick: () => end("stop", { success: false }) }, "Keep: failure"),
     again: h("button", { type: "button", onclick: () => again() }, "Record again"),
-    drop: h("button.danger-quiet", { type: "button", onclick: () => end("discard") }, "Discard"),
+    drop: h("button.danger-quiet", { type: "button", onclick: () => askToDiscard() }, "Discard…"),
     keep: h("button.quiet.wide", { type: "button", onclick: () => end("stop") }, "Keep without judging"),
   };
   const running = h(
@@ -83,6 +84,17 @@ export function recording(shell) {
   async function again() {
     const answer = await shell.act("/api/v1/record/rerecord", {}, { control: true });
     if (answer) notice("Thrown away. The next one starts after the pause.");
+  }
+
+  /** It lies beside the buttons that keep, and nothing brings back what it throws away. */
+  async function askToDiscard() {
+    const sure = await confirm({
+      title: "Throw this episode away?",
+      body: "Nothing of it is kept, and recording ends.",
+      yes: "Throw it away",
+      danger: true,
+    });
+    if (sure) await end("discard");
   }
 
   async function end(how, body = {}) {
