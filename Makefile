@@ -41,18 +41,19 @@ COMPUTING := tests/inference tests/experiments tests/config tests/fl/app tests/c
 	tests/cli/test_serve.py
 
 .PHONY: test
-test: rendering lint ## everything CI runs: lint, then the whole suite with coverage
+test: rendering lint ## everything CI runs: lint, then the whole suite with coverage; the service and the federation last
 	$(PYTHON) -m pytest -q -n 2 --cov --cov-report= --cov-fail-under=0 $(COMPUTING)
 	$(PYTHON) -m pytest -q -m "not deployment and not booted" --cov --cov-append --cov-report=term $(addprefix --ignore=,$(COMPUTING))
+	$(PYTHON) -m pytest -q -rs -m booted tests/systemd
+	$(PYTHON) -m pytest -q -m deployment tests/fl
 
 .PHONY: test-api
 test-api: rendering ## the HTTP API against its own description, with ten times the requests of `test`; 5 minutes
 	EXAMPLES=150 $(PYTHON) -m pytest -q tests/http/test_openapi.py
 
-# These two apart from `test`: booting a machine takes minutes, and while the trainers of three stations start on two
-# cores nobody answers in time.
+# Parts of `test` that take minutes each: a machine that boots, and stations that learn.
 .PHONY: test-service
-test-service: rendering ## the service on a booted machine of its own (systemd-nspawn, as root): 10 minutes
+test-service: rendering ## the service on a booted machine of its own (systemd-nspawn, as root): 5 minutes
 	$(PYTHON) -m pytest -q -rs -m booted tests/systemd
 
 .PHONY: test-federation

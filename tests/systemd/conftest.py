@@ -45,9 +45,9 @@ def bench(installed: Bench) -> Bench:
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
-    """`make test` leaves them out, and says so."""
+    """A run that leaves them out says so."""
     if left := sum(item.get_closest_marker("booted") is not None for item in items):
-        reason = f"NOT TESTED here under a real systemd: {left} tests. `make test-service` runs them, as root."
+        reason = f"NOT TESTED in this run under a real systemd: {left} tests. `make test-service` is the run for them."
         warnings.warn(reason, stacklevel=2)
 
 
