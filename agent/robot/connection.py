@@ -11,6 +11,7 @@ from agent.messages import Joints
 from agent.robot.follower import Follower
 from agent.robot.health import Health
 from agent.robot.port import NoReply, PortLost
+from agent.robot.safety import Limits
 from agent.telemetry import logger
 
 OFFLINE_AFTER_S: Final = 0.2
@@ -48,6 +49,11 @@ class Connection:
         if self.follower is None:
             raise DeviceFault(f"The follower arm is offline: {self.reason}")
         return self.follower
+
+    @property
+    def limits(self) -> Limits | None:
+        """How far the joints may go; None while that is not known."""
+        return self.follower.limits if self.follower else None
 
     def try_to_connect(self, release: bool) -> Follower | None:
         """One attempt, when one is due. With `release` every servo that answers loses its torque."""

@@ -5,6 +5,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from agent.errors import Fatal
+
 
 @dataclass(frozen=True)
 class Latch:
@@ -12,6 +14,11 @@ class Latch:
 
     cause: str
     wall_s: float
+
+    @property
+    def reason(self) -> str:
+        """Of the arm, for standing still."""
+        return f"emergency stop: {self.cause}"
 
 
 def read(path: Path) -> Latch | None:
@@ -38,9 +45,13 @@ def write(path: Path, latch: Latch) -> None:
 
 
 def clear(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    if path.parent.is_dir():
-        _sync(path.parent)
+    """Raises Fatal when it stays."""
+    try:
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            _sync(path.parent)
+    except OSError as error:
+        raise Fatal(f"The e-stop latch cannot be removed: {error}.", "Make the state folder writable.") from error
 
 
 def _sync(folder: Path) -> None:

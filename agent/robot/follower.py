@@ -11,7 +11,7 @@ from agent.config import StationConfig
 from agent.errors import DeviceFault
 from agent.messages import JOINTS, Joints
 from agent.robot.bus import ServoBus
-from agent.robot.calibration import COUNTS_PER_DEGREE, Match, Scale
+from agent.robot.calibration import COUNTS_PER_DEGREE, Match, Scale, joints
 from agent.robot.port import NoReply
 from agent.robot.registers import Live
 from agent.robot.safety import Limits
@@ -101,13 +101,23 @@ class Follower:
         self._bus.write_goals({name: value for name, value in counts.items() if self.torque_on[name]})
         return self.scale.to_units(counts)
 
-    def engage(self) -> None:
+    def engage(self, command: Joints | None) -> Joints | None:
         """Torque on, servo by servo, each with its goal set to where it is and read back first.
 
-        Raises DeviceFault; whatever was switched on by then is off again.
+        Returns the pose to go on from: servos that kept their torque go on from `command`, the last one, the others
+        from where they are. Raises DeviceFault; whatever was switched on by then is off again.
         """
         if self.problem:
             raise self.problem
+        before = tuple(self.torque_on.values())
+        self._switch_on()
+        self.refresh()
+        here = self.command()
+        if here and command and any(before):
+            here = joints([c if on else h for c, h, on in zip(command, here, before, strict=True)])
+        return here
+
+    def _switch_on(self) -> None:
         switched: list[str] = []
         try:
             for name in JOINTS:

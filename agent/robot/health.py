@@ -85,8 +85,10 @@ class Health:
         gripper = bool(self._servos[GRIPPER].bits & STATUS_OVERLOAD)
         return Verdict(tuple(hot), tuple(stalled), tuple(low), gripper)
 
-    def relieve(self, action: Joints, measured: Joints) -> tuple[Joints, tuple[Limit, ...]]:
-        """The action with the gripper's goal no further from where it is than a grip needs."""
+    def relieve(self, action: Joints, measured: Joints | None) -> tuple[Joints, tuple[Limit, ...]]:
+        """The action with an overloaded gripper's goal no further from where it is than a grip needs."""
+        if measured is None or not self._servos[GRIPPER].bits & STATUS_OVERLOAD:
+            return action, ()
         wanted, here = action[-1], measured[-1]
         eased = min(max(wanted, here - GRIP_RELIEF_PCT), here + GRIP_RELIEF_PCT)
         if eased == wanted:

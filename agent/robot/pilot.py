@@ -1,4 +1,4 @@
-"""What the arm does: the drives, what changes them, and the action that each of them chooses.
+"""What the arm does: the drives, and what changes them. Where each of them goes is the `Course`.
 
 Rules that hold in every drive:
 * Never a jump. Torque comes on with the goal at the present position; holding continues from the last command; an
@@ -14,11 +14,11 @@ from typing import Final
 
 from agent.clock import Clock, nanoseconds
 from agent.config import StationConfig
-from agent.errors import DeviceFault, EstopLatched, Fatal, Refused, Safety
-from agent.messages import JOINTS, Drive, Joints, Limit, Source
+from agent.errors import DeviceFault, EstopLatched, Refused, Safety
+from agent.messages import Drive, Joints, Limit, Source
 from agent.robot import estop
-from agent.robot.calibration import joints
 from agent.robot.connection import Connection
+from agent.robot.course import Course
 from agent.robot.execution import Executor
 from agent.robot.follower import Follower
 from agent.robot.health import Health
@@ -26,7 +26,7 @@ from agent.robot.leader import Leader
 from agent.robot.port import NoReply, PortLost
 from agent.robot.reflexes import MOVING, Reflexes
 from agent.robot.safety import clamp, filter_action
-from agent.robot.trajectory import approach, distance, duration_s
+from agent.robot.trajectory import distance
 from agent.telemetry import logger
 
 SUPERVISOR_LOST_S: Final = 3.0
@@ -34,9 +34,6 @@ SUPERVISOR_LOST_S: Final = 3.0
 
 ALIGNED: Final = 3.0
 """Following begins when every joint is this close to the leader. Degrees or percent."""
-
-SOFT_START_S: Final = 1.0
-"""How long following takes from the slow speed to full speed, so that the last degrees are no jerk."""
 
 SETTLED: Final = 3.0
 """A parked arm has arrived when it is measured this close to where it was sent. Degrees or percent."""
@@ -62,15 +59,12 @@ class Pilot:
         self.bus = Connection(config, clock, self.health, self._on_lost)
         self._latch = estop.read(config.paths.estop_latch)
         self.estop_verified: bool | None = None if self._latch is None else False
-        self.drive = Drive.OFFLINE
-        self.reason = "connecting"
-        if self._latch:
-            self.drive, self.reason = Drive.ESTOP, _stopped(self._latch)
+        self.drive = Drive.ESTOP if self._latch else Drive.OFFLINE
+        self.reason = self._latch.reason if self._latch else "connecting"
         self.measured: Joints | None = None  # of this tick
         self.command: Joints | None = None  # the last pose that was sent, before rounding to counts
-        self._target: Joints | None = None  # where HOLD goes when not simply to the last command
+        self._course = Course(config, clock, executor)
         self._sent_ns = 0
-        self._entered_ns = 0  # when the present drive began
         self._arrived_ns: int | None = None
         self._reflexes = Reflexes()
         self._release_wanted = False
@@ -130,27 +124,9 @@ class Pilot:
 
     def choose(self) -> tuple[Joints | None, Source]:
         """The action that the present drive wants, before the safety filter."""
-        command, leader = self.command, self._leader.joints
-        if command is None or self.drive not in TORQUED:
+        if self.command is None or self.drive not in TORQUED:
             return None, Source.NONE
-        slow = self._config.safety.slow_speed_deg_s
-        period_s = 1 / self._config.robot.control_hz
-        match self.drive:
-            case Drive.ALIGN if leader:
-                return approach(command, leader, slow, period_s), Source.ALIGN
-            case Drive.FOLLOW if leader:
-                since_s = (self._clock.now_ns() - self._entered_ns) / 1e9
-                if since_s < SOFT_START_S:
-                    fast = self._config.safety.max_speed_deg_s
-                    speed = slow + (fast - slow) * since_s / SOFT_START_S
-                    return approach(command, leader, speed, period_s), Source.LEADER
-                return leader, Source.LEADER
-            case Drive.PARK:
-                return approach(command, self._park_pose(), slow, period_s), Source.PARK
-            case Drive.EXECUTE if pose := self._executor.next(command):
-                return pose, Source.POLICY
-            case _:
-                return self._target or command, Source.HOLD
+        return self._course.next(self.drive, self.command, self._leader.joints, self.bus.limits)
 
     def send(self, requested: Joints | None) -> tuple[Joints | None, tuple[Limit, ...]]:
         """Filter and write. Returns what the goal registers stand for now, None when nothing was written."""
@@ -161,7 +137,7 @@ class Pilot:
         period_s = 1 / self._config.robot.control_hz
         # After a pause the arm may not make up for the time lost.
         dt_s = min(max((now - self._sent_ns) / 1e9, period_s / 2), period_s * 2)
-        relieved, relief = self._relieved(requested)
+        relieved, relief = self.health.relieve(requested, self.measured)
         try:
             allowed, limits = filter_action(relieved, self.command, follower.limits, dt_s)
         except Safety as error:
@@ -175,17 +151,6 @@ class Pilot:
             self.command, self._sent_ns = allowed, now
             return sent, relief + limits
         return None, ()
-
-    def _relieved(self, action: Joints) -> tuple[Joints, tuple[Limit, ...]]:
-        """Keeps an overloaded gripper from pushing harder than a grip needs."""
-        if self.measured is None or not self.health.verdict().gripper_overload:
-            return action, ()
-        return self.health.relieve(action, self.measured)
-
-    def _park_pose(self) -> Joints:
-        pose = joints([getattr(self._config.safety.park, name) for name in JOINTS])
-        limits = self.bus.follower.limits if self.bus.follower else None
-        return clamp(pose, limits) if limits else pose
 
     # --- what forces another drive ---
 
@@ -233,7 +198,7 @@ class Pilot:
             return
         self._enter(reflex.drive, reflex.reason)
         if reflex.here and self.measured and self.command:
-            self._target = self.measured
+            self._course.stay_at = self.measured
 
     def _mind_readings(self, now: int) -> None:
         if self.drive not in MOVING:
@@ -253,7 +218,7 @@ class Pilot:
             return
         if self.drive is Drive.ALIGN and leader and distance(command, clamp(leader, follower.limits)) <= ALIGNED:
             self._enter(Drive.FOLLOW, "following the leader")
-        if self.drive is not Drive.PARK or distance(command, self._park_pose()) > 1e-6:
+        if self.drive is not Drive.PARK or distance(command, self._course.park_pose(self.bus.limits)) > 1e-6:
             self._arrived_ns = None
             return
         self._arrived_ns = self._arrived_ns or now
@@ -312,18 +277,18 @@ class Pilot:
             logger.warning("leaving without parking", reason=str(error))
             return  # the next tick releases
         if self.command:
-            seconds = duration_s(self.command, self._park_pose(), self._config.safety.slow_speed_deg_s)
-            self._leave_by_ns += nanoseconds(seconds + 2 * SETTLE_S)
+            parking_s = self._course.parking_s(self.command, self.bus.limits)
+            self._leave_by_ns += nanoseconds(parking_s + 2 * SETTLE_S)
             self._enter(Drive.PARK, cause)
 
     def _enter(self, drive: Drive, reason: str) -> None:
         if drive is not self.drive:
             logger.info("drive", before=str(self.drive), after=str(drive), cause=reason)
-            self._entered_ns = self._clock.now_ns()
+            self._course.begin()
         if drive is not Drive.EXECUTE:
             self._executor.end()
         self.drive, self.reason = drive, reason
-        self._target = None
+        self._course.stay_at = None
         self._arrived_ns = None
 
     def _hold(self, reason: str) -> None:
@@ -350,18 +315,11 @@ class Pilot:
         if follower.engaged and not follower.lost:
             return
         self.busy = True
-        before = tuple(follower.torque_on.values())
         try:
-            follower.engage()
-            follower.refresh()
+            self.command = follower.engage(self.command)
         except PortLost as error:
             self.bus.lose(str(error))
             raise
-        here = follower.command()
-        if here and self.command and any(before):
-            # Servos that kept their torque go on from their last command, the others from where they are.
-            here = joints([c if on else h for c, h, on in zip(self.command, here, before, strict=True)])
-        self.command = here
         self._sent_ns = self._clock.now_ns()
 
     def _release(self, reason: str) -> None:
@@ -372,7 +330,7 @@ class Pilot:
         if self.bus.follower is None:
             return
         if self._latch:
-            reason = f"{_stopped(self._latch)}; released"
+            reason = f"{self._latch.reason}; released"
         elif self.drive is not Drive.LIMP:
             self._enter(Drive.LIMP, reason)
         with self.bus.guarded():
@@ -412,7 +370,7 @@ class Pilot:
         """Stop now and latch. `estop_verified` tells whether the servos were read back."""
         if self._latch is None:
             self._latch = estop.Latch(cause, self._clock.wall_s())
-            self._enter(Drive.ESTOP, _stopped(self._latch))
+            self._enter(Drive.ESTOP, self._latch.reason)
         self._stop()
 
     def _stop(self) -> None:
@@ -433,17 +391,10 @@ class Pilot:
         if self.bus.follower:
             with self.bus.guarded():
                 self.bus.follower.refresh()
-        try:
-            estop.clear(self._config.paths.estop_latch)
-        except OSError as error:
-            raise Fatal(f"The e-stop latch cannot be removed: {error}.", "Make the state folder writable.") from error
+        estop.clear(self._config.paths.estop_latch)
         self._latch, self.estop_verified = None, None
         self.busy = True
         if self.bus.follower:
             self._adopt(self.bus.follower, "reset")
         else:
             self._enter(Drive.OFFLINE, self.bus.reason)
-
-
-def _stopped(latch: estop.Latch) -> str:
-    return f"emergency stop: {latch.cause}"

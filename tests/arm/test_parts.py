@@ -7,7 +7,7 @@ from pathlib import Path
 from agent.config import Safety as SafetyConfig
 from agent.messages import JOINTS
 from agent.robot import estop
-from agent.robot.health import Health, alarm_words
+from agent.robot.health import GRIP_RELIEF_PCT, Health, alarm_words
 from agent.robot.pacing import Pacer, prefer
 from agent.robot.registers import Live
 
@@ -116,6 +116,17 @@ def test_status_bits_become_words_and_verdicts() -> None:
     assert verdict.gripper_overload
     health.forget()
     assert health.verdict().hot == ()
+
+
+def test_only_an_overloaded_gripper_is_relieved_and_keeps_its_grip() -> None:
+    health = Health(SafetyConfig())
+    wanted, measured = (0.0,) * 5 + (0.0,), (0.0,) * 5 + (30.0,)
+    assert health.relieve(wanted, measured) == (wanted, ())
+    health.saw_bits({"gripper": 32})
+    assert health.relieve(wanted, None) == (wanted, ())
+    eased, limits = health.relieve(wanted, measured)
+    assert eased == (0.0,) * 5 + (30.0 - GRIP_RELIEF_PCT,)
+    assert [(limit.joint, limit.kind) for limit in limits] == [("gripper", "load")]
 
 
 def test_temperature_and_voltage_raise_alarms_before_the_servo_does() -> None:
