@@ -75,7 +75,8 @@ def require_readable(path: Path) -> None:
             pass
     except PermissionError as error:
         raise BadInput(
-            f"{path} may not be read by this account.", "Give it to the account that the station runs under."
+            f"{path} may not be read by this account.",
+            "It is for the account that the station runs under, or for root; run this as one of them.",
         ) from error
     except OSError as error:
         raise BadInput(
