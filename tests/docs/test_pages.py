@@ -149,3 +149,18 @@ def test_drawings_work_in_light_and_dark_and_fetch_nothing() -> None:
         assert "<title" in text
         assert "<desc" in text
         assert re.findall(r"(?:href|src|url)\W+https?:", text) == []
+
+
+@pytest.mark.parametrize("name", ["faults", "security"])
+def test_every_test_that_a_page_names_is_there(name: str) -> None:
+    named, file = 0, None
+    for path, test in re.findall(
+        r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    ):
+        file = ROOT / path if path else file
+        if not test:
+            continue
+        named += 1
+        assert file
+        assert re.search(rf"^\s*(async )?def {test}\(", file.read_text("utf-8"), re.MULTILINE), f"{file.name}::{test}"
+    assert named > 30
