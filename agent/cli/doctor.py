@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from agent.cli.check import check_cameras, check_state_dir, own_pids
+from agent.cli.check import check_calibration, check_cameras, check_state_dir, own_pids
 from agent.cli.command import Command, invocation
 from agent.cli.finding import Finding, Level, show, worst
 from agent.cli.locate import answers
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor() -> None:
-    """Check Python, packages, permissions, real-time rights, disk, ports, cameras, rendering, clock and agent."""
+    """Check Python, packages, permissions, real-time rights, rendering and clock; with -c FILE that station, too."""
     findings = list(examine(invocation().load() if invocation().config else None))
     ok = worst(findings) is not Level.ERROR
     if invocation().json:
@@ -63,6 +63,7 @@ def examine(config: "StationConfig | None") -> Iterator[Finding]:
         return
     yield check_state_dir(config)
     yield from check_ports(config, own_pids(config))
+    yield from check_calibration(config)
     yield from check_cameras(config)
     yield from check_network(config)
     yield _running(config)

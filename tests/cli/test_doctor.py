@@ -30,6 +30,7 @@ def test_doctor_examines_the_named_station(cli: Cli, make_config: Any, short_dir
     assert result.code == Exit.DEVICE_FAULT  # its ports do not exist
     assert "robot.follower.port" in result.out
     assert "does not exist" in result.out
+    assert "so-agent calibrate --arm leader" in result.out
     assert "The agent does not run" in result.out
 
 
