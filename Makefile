@@ -90,7 +90,7 @@ bench-surfaces: rendering ## control loop and recording with and without an open
 	$(PYTHON) -m benchmarks.surfaces
 
 .PHONY: bench-preemption
-bench-preemption: rendering ## wanting the arm 50 times while the station trains: first tick, rounds; 20 minutes
+bench-preemption: rendering ## wanting the arm 50 times while the station trains: first tick, rounds; 30 minutes
 	$(PYTHON) -m benchmarks.preemption
 
 .PHONY: federation-faults
