@@ -145,6 +145,18 @@ async def test_everybody_may_stop(bench: Bench) -> None:
     assert (await bench.page.call("estop", {"cause": "a hand"}))["mode"] == "estop"
 
 
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.ESTOP])
+async def test_an_emergency_stop_is_carried_out_and_read_back_in_every_mode(bench: Bench, mode: Mode) -> None:
+    bench.station.machine.mode = mode
+    answer = await bench.page.call("estop", {"cause": "a hand"})
+    assert answer["verified"] is True
+    assert answer["mode"] == ("stopping" if mode is Mode.STOPPING else "estop")  # an agent that ends leaves the latch
+    for verb in ("teleop.start", "park"):
+        with pytest.raises(Refused):
+            await bench.here.call(verb)
+    assert bench.arm.drive is Drive.ESTOP
+
+
 async def test_the_arm_holds_in_time_when_the_page_goes_away(bench: Bench) -> None:
     token = await bench.take(ttl_s=TTL_S)
     answer = await bench.page.call("teleop.start", {"lease": token})
