@@ -32,10 +32,6 @@ class Mailbox:
             self._requests.put((command, reply))
         return reply
 
-    @property
-    def stop_waits(self) -> bool:
-        return not self._stops.empty()
-
     def take_stop(self) -> Request | None:
         return _take(self._stops)
 

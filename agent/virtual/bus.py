@@ -75,9 +75,6 @@ class WireLog:
         fresh = self.count - count
         return self.packets()[-fresh:] if fresh > 0 else []
 
-    def clear(self) -> None:
-        self._packets.clear()
-
 
 class ServoBus:
     """Servos on one wire. `feed` takes whatever bytes arrived and returns the replies, in wire order.

@@ -34,10 +34,6 @@ class PtyPort:
     def plugged(self) -> bool:
         return self._thread is not None
 
-    def start(self) -> "PtyPort":
-        self.replug()
-        return self
-
     def replug(self) -> None:
         """Make the device appear. Does nothing when it is there."""
         if self._thread is not None:
@@ -64,8 +60,6 @@ class PtyPort:
         self._thread = None
         for fd in self._fds:
             os.close(fd)
-
-    stop = unplug
 
     def _serve(self) -> None:
         run_like_hardware()
