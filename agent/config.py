@@ -368,7 +368,9 @@ def load(path: Path) -> StationConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"Cannot read {path}: {error}.", "Give the path of a station.yaml file.") from error
+        raise BadInput(
+            f"Cannot read {path}: {getattr(error, 'strerror', error)}.", "Give the path of a station.yaml file."
+        ) from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -40,6 +40,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 bad input, 3 refused in this mode, 4 agent not running, 5 device fault.",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click does it
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -124,4 +124,4 @@ class Root(TyperGroup):
 
 def group(name: str, help_text: str) -> typer.Typer:
     """A word that other words follow, such as `record`."""
-    return typer.Typer(name=name, help=help_text, no_args_is_help=True)
+    return typer.Typer(name=name, help=help_text, no_args_is_help=True, suggest_commands=False)

@@ -210,6 +210,7 @@ def test_words_that_are_no_command_are_bad_input_also_for_programs(cli: Cli) -> 
     result = cli("telop", "start")
     assert result.code == Exit.BAD_INPUT
     assert "telop" in result.err
+    assert cli("teleop", "strat").err.count("Did you mean 'start'?") == 1
     as_json = cli("record", "start", "--json")
     assert as_json.code == Exit.BAD_INPUT
     assert json.loads(as_json.out)["code"] == "bad-input"
