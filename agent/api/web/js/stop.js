@@ -11,6 +11,7 @@ import { span } from "./format.js";
 
 const ANSWER_MS = 2500; // the station takes at most one second to read the servos back
 const AGAIN_MS = 250;
+const BEHIND_MS = 3000; // as long as a status may take
 const SAME_PRESS_MS = 1000; // whoever holds it longer sends it twice, which does no harm
 
 export class Stop extends EventTarget {
@@ -47,7 +48,9 @@ export class Stop extends EventTarget {
       this.tries += 1;
       try {
         await post("/api/v1/estop", { cause }, { timeoutMs: ANSWER_MS, priority: "high", keepalive: true });
-        this.tookMs = performance.now() - pressed;
+        this.verifiedAt = performance.now();
+        this.seen = false; // the latched mode, in the status
+        this.tookMs = this.verifiedAt - pressed;
         this.problem = null;
         this._enter("verified");
       } catch (problem) {
@@ -68,9 +71,16 @@ export class Stop extends EventTarget {
     this._enter("ready");
   }
 
-  /** The mode as the station tells it; a stop that was cleared needs no words any more. */
+  /**
+   * The mode as the station tells it; a stop that was cleared needs no words any more. On a slow connection the status
+   * from before the stop may still come after its answer.
+   */
   follow(status) {
-    if (this.state === "verified" && status && status.mode !== "estop") this._enter("ready");
+    if (this.state === "verified" && status) {
+      const latched = status.mode === "estop";
+      this.seen ||= latched;
+      if (!latched && (this.seen || performance.now() - this.verifiedAt > BEHIND_MS)) this._enter("ready");
+    }
     this._draw();
   }
 
