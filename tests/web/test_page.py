@@ -118,6 +118,27 @@ def test_the_stop_works_in_browsers_of_some_years_ago(visit: Any, station: Playi
     assert station.status()["mode"] == "estop"
 
 
+SLOW_STATUS = """
+const listen = EventSource.prototype.addEventListener;
+EventSource.prototype.addEventListener = function (kind, act) {
+  return listen.call(this, kind, kind === "status" ? (told) => setTimeout(() => act(told), 1000) : act);
+};
+"""
+
+
+def test_a_verified_stop_stays_said_while_the_status_is_behind(visit: Any, station: Playing) -> None:
+    visitor = visit()
+    visitor.context.add_init_script(SLOW_STATUS)
+    page = visitor.open()
+    mode(page, "Idle")
+    page.locator("#stop").click()
+    stopped(page)
+    mode(page, "Stopped")
+    stopped(page)
+    station.agent.call("reset")
+    expect(page.locator(".alarm[data-tone=good]")).to_be_hidden()
+
+
 def test_one_press_of_the_stop_sends_one(visit: Any, station: Playing) -> None:
     page = visit().open()
     sent: list[str] = []
