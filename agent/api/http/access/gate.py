@@ -44,7 +44,6 @@ class Gate:
         self._visitors = visitors
         self._names = {*LOCAL_NAMES, *(name.lower() for name in settings.names)}
         self._scheme = "https" if settings.tls else "http"
-        self._secure = settings.tls is not None
         if settings.host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             self._names.add(settings.host.lower())
 
@@ -92,9 +91,9 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                # No Strict-Transport-Security: it holds for every port of a host, so also for what else a home serves on
+                # this machine without TLS; and on this port nothing answers without.
                 headers.setdefault("Cache-Control", "no-store")
-                if self._secure:
-                    headers.setdefault("Strict-Transport-Security", "max-age=31536000")
             await send(message)
 
         return guarded
