@@ -91,8 +91,8 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                # No Strict-Transport-Security: it holds for every port of a host, so also for what else a home serves on
-                # this machine without TLS; and on this port nothing answers without.
+                # No Strict-Transport-Security: it holds for every port of a host, so also for what else a home serves
+                # on this machine without TLS; and on this port nothing answers without.
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
