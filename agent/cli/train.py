@@ -215,7 +215,7 @@ class _Shown:
         pace = f"{event.steps_s:.1f} steps/s" if event.steps_s >= 1 else f"{1 / event.steps_s:.1f} s a step"
         left = f"{_duration(event.left_s)} left"
         self._bar.update(self._task, completed=event.step, loss=f"{event.loss:.4f}", steps_s=pace, left=left)
-        if not self._console.is_terminal and event.step >= self._next_line:
+        if not self._console.is_terminal and (event.step >= self._next_line or event.step == event.steps):
             self._console.print(f"step {event.step} of {event.steps}, loss {event.loss:.4f}, {pace}, {left}")
             self._next_line = event.step + max(1, event.steps // LINES_OF_A_LOG)
 
