@@ -7,6 +7,7 @@ before the kill; the dataset opens in stock lerobot; no goal on the servo bus ju
 """
 
 import argparse
+import logging
 import os
 import random
 import shutil
@@ -245,6 +246,8 @@ class Harness:
 
     def _open_with_lerobot(self) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
+        # Where torchcodec does not fit, lerobot says so in sixty lines, and decodes with pyav.
+        logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
         opened = LeRobotDataset("local/episodes", root=self.live.config.paths.dataset)
