@@ -139,7 +139,6 @@ export class Shell {
     tabs.append(...this._tabs);
     this._stale = h("div.banner", { role: "status", data: { tone: "warn" }, hidden: true });
     document.getElementById("banners").append(this._stale);
-    document.body.dataset.ready = "";
   }
 
   async _whoPressed() {
@@ -204,6 +203,7 @@ export class Shell {
     const known = status && !live.problem;
     document.body.dataset.tone = known ? mode.tone : "unknown";
     document.body.dataset.link = live.stale ? "stale" : live.problem ? "down" : "fresh";
+    if (status || live.problem) document.body.dataset.ready = ""; // keys do something from here on
     text(document.getElementById("mode-name"), known ? mode.name : live.problem ? "No agent" : mode.name);
     text(document.getElementById("mode-reason"), sentence(live.problem ? live.problem.message : status?.reason ?? "to the station"));
     this._drawWho(status?.lease);
