@@ -86,7 +86,7 @@ fleet-sim: setup ## 1,000 simulated stations on one mosquitto: answers, memory, 
 	$(PYTHON) -m benchmarks.fleet_sim
 
 .PHONY: bench-surfaces
-bench-surfaces: rendering ## control loop and recording with and without an open page; 5 minutes
+bench-surfaces: rendering ## control loop and recording with and without an open page; 8 minutes
 	$(PYTHON) -m benchmarks.surfaces
 
 .PHONY: bench-preemption

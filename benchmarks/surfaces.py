@@ -1,9 +1,11 @@
-"""Does somebody who watches disturb the arm or the recording? The same station with and without an open page, in turns.
+"""Does somebody who watches disturb the arm or the recording? The same station, watched and alone, in turns.
 
-    python -m benchmarks.surfaces [--quick] [--repeats N] [--seconds S] [--chromium]
+    python -m benchmarks.surfaces [--quick] [--repeats N] [--seconds S] [--telemetry-hz HZ] [--chromium]
 
-The page: its stream, previews of two cameras at `http.preview_fps`, control renewed ten times a second. By default it
-is on another machine, which does its own drawing; `--chromium` has a browser draw on the station's own cores.
+Watched: a page is open, with its stream, previews of two cameras at `http.preview_fps`, and control renewed ten times a
+second; and a broker, which runs on the same cores here, gets telemetry: once a second unless `--telemetry-hz` says
+otherwise. By default the page is on another machine, which does its own drawing; `--chromium` has a browser draw on the
+station's own cores.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -30,10 +33,11 @@ from benchmarks.control_bench.agent_side import Daemon, ready
 from benchmarks.control_bench.host import command, cpu_between, cpu_s
 from benchmarks.control_bench.rig import ROOT, BenchError, Rig, free_ports, wait_for
 from benchmarks.control_bench.stats import Spread, timing
+from benchmarks.fleet_sim.broker import Broker
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "surfaces.json"
 ALONE: Final = "nobody watches"
-WATCHED: Final = "a page is open"
+WATCHED: Final = "a page is open, telemetry is on"
 SETTLE_S: Final = 2.0
 AIM_PCT: Final = 10.0
 COMMIT_S: Final = 60.0
@@ -46,7 +50,7 @@ METRICS: Final = (
     ("rate, Hz", lambda run: run["timing"]["rate_hz"], 3),
     ("repeated frames, % of rows", lambda run: run["repeated_pct"], 2),
     ("agent, cores", lambda run: run["cores"], 3),
-    ("of these: web and previews", lambda run: run["surface_cores"], 3),
+    ("of these: web, previews, MQTT", lambda run: run["surface_cores"], 3),
 )
 
 
@@ -57,27 +61,46 @@ class Bench:
         self._rig = Rig(folder)
         [self._port] = free_ports(1)
         self._log = folder / "agent.log"
+        self._broker = Broker(folder, plain=True)
 
     def run(self) -> dict[str, list[dict[str, Any]]]:
-        """Both sides `repeats` times, in turns, in one session of the arm."""
+        """Both sides `repeats` times, in turns, on one virtual arm."""
         runs: dict[str, list[dict[str, Any]]] = {ALONE: [], WATCHED: []}
         try:
             self._rig.start()
-            # However many pictures repeat, the run is reported, not rejected.
-            settings = {"http": {"port": self._port, "lease_s": 5.0}, "recording__max_repeat_pct": 100}
-            daemon = Daemon(self._rig.configuration("surfaces", **settings), self._log)
-            try:
-                wait_for("the station is ready", lambda: ready(daemon.status()))
-                daemon.client.call("teleop.start")
-                daemon.wait_mode("teleop")
-                for _ in range(self._asked.repeats):
-                    for name in runs:
+            self._broker.start()
+            for _ in range(self._asked.repeats):
+                for name in runs:
+                    with self._station(name == WATCHED) as daemon:
                         runs[name].append(self._one(daemon, name))
-            finally:
-                daemon.close()
         finally:
+            self._broker.kill()
             self._rig.close()
         return runs
+
+    @contextlib.contextmanager
+    def _station(self, telemetry: bool) -> Iterator[Daemon]:
+        """An agent that follows the leader. Whether it talks to a broker is decided when it starts."""
+        # However many pictures repeat, the run is reported, not rejected.
+        settings = {"http": {"port": self._port, "lease_s": 5.0}, "recording__max_repeat_pct": 100}
+        if telemetry:
+            settings["mqtt"] = {
+                "host": "127.0.0.1", "port": self._broker.port, "telemetry_hz": self._asked.telemetry_hz,
+            }  # fmt: skip
+        daemon = Daemon(self._rig.configuration("surfaces", **settings), self._log)
+        try:
+            wait_for("the station is ready", lambda: ready(daemon.status()))
+            wait_for("the page is served", self._served)
+            daemon.client.call("teleop.start")
+            daemon.wait_mode("teleop")
+            yield daemon
+        finally:
+            daemon.close()
+
+    def _served(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{self._port}/healthz").is_success
+        return False
 
     def _one(self, daemon: Daemon, name: str) -> dict[str, Any]:
         with self._watching(daemon) if name == WATCHED else contextlib.nullcontext({}) as seen:
@@ -108,8 +131,8 @@ class Bench:
     def _surface(self, daemon: Daemon) -> list[int]:
         status = daemon.status()
         assert status  # noqa: S101 - it has just answered
-        web = status["children"]["web"]["pid"]
-        return [web, *(pid for pid in daemon.processes() if "agent.api.http.encoder" in command(pid))]
+        children = [status["children"][name]["pid"] for name in ("web", "mqtt") if name in status["children"]]
+        return [*children, *(pid for pid in daemon.processes() if "agent.api.http.encoder" in command(pid))]
 
     @contextlib.contextmanager
     def _watching(self, daemon: Daemon) -> Iterator[dict[str, Any]]:
@@ -121,8 +144,9 @@ class Bench:
 
     @contextlib.contextmanager
     def _viewer(self, url: str, daemon: Daemon, seen: dict[str, Any]) -> Iterator[None]:
+        broker = str(self._broker.port)
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.surfaces_bench.viewer", url, *daemon.config.cameras],
+            [sys.executable, "-m", "benchmarks.surfaces_bench.viewer", url, broker, *daemon.config.cameras],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -131,7 +155,7 @@ class Bench:
         assert process.stdout  # noqa: S101
         try:
             if process.stdout.readline() != b"ready\n":
-                raise BenchError("the viewer saw no pictures")
+                raise BenchError("the viewer saw no pictures, or no telemetry")
             yield
             process.stdin.close()
             seen.update(json.loads(process.stdout.readline()))
@@ -192,6 +216,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.surfaces", description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of every recording")
+    parser.add_argument("--telemetry-hz", type=float, default=1.0, help="as `mqtt.telemetry_hz`, up to 10 (default 1)")
     parser.add_argument("--quick", action="store_true", help="two short runs of each side, to see that it works")
     parser.add_argument(
         "--chromium", action="store_true", help="a browser on this machine, as the page's reader has it"

@@ -1,9 +1,9 @@
 """What an open page asks of a station, without a browser: the stream, a picture after the other, signs of life.
 
-    python -m benchmarks.surfaces_bench.viewer URL CAMERA...
+    python -m benchmarks.surfaces_bench.viewer URL BROKER_PORT CAMERA...
 
-Prints `ready` when pictures come, and what it saw when its input ends. A phone beside the arm does its drawing itself;
-what it costs the station is this.
+Beside it stands somebody who reads the station's telemetry. Prints `ready` when pictures and telemetry come, and what
+it saw when its input ends. A phone beside the arm does its drawing itself; what it costs the station is this.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 
+import aiomqtt
 import httpx
 
 RENEW_S = 0.1
@@ -49,14 +50,24 @@ class Viewer:
             self.counts["renewals" if answer.is_success else "renewals refused"] += 1
             await asyncio.sleep(max(0.0, RENEW_S - (time.monotonic() - began_s)))
 
+    async def telemetry(self, port: int) -> None:
+        async with aiomqtt.Client("127.0.0.1", port) as broker:
+            await broker.subscribe("so/v1/+/telemetry")
+            async for _ in broker.messages:
+                self.counts["telemetry"] += 1
 
-async def watch(url: str, cameras: list[str]) -> None:
+
+async def watch(url: str, broker_port: int, cameras: list[str]) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=30) as http:
         viewer = Viewer(http)
-        work = [viewer.stream(), viewer.renew(), *(viewer.pictures(camera) for camera in cameras)]
+        pictures = [viewer.pictures(camera) for camera in cameras]
+        work = [viewer.stream(), viewer.renew(), viewer.telemetry(broker_port), *pictures]
         tasks = [asyncio.create_task(each) for each in work]
-        while not all(viewer.counts[f"pictures of {camera}"] for camera in cameras):  # noqa: ASYNC110 - others count
-            await asyncio.sleep(0.05)
+        awaited = ["telemetry", *(f"pictures of {camera}" for camera in cameras)]
+        while not all(viewer.counts[each] for each in awaited):
+            ended, _ = await asyncio.wait(tasks, timeout=0.05)
+            for task in ended:
+                await task  # raises: they go on for ever unless they fail
         viewer.counts.clear()
         viewer.ages_ms.clear()
         viewer.renewals_ms.clear()
@@ -78,4 +89,4 @@ async def watch(url: str, cameras: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(watch(sys.argv[1], sys.argv[2:]))
+    asyncio.run(watch(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
