@@ -11,14 +11,12 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from rich.console import Console
@@ -28,6 +26,7 @@ from benchmarks.control_bench.lerobot_side import LerobotRun
 from benchmarks.control_bench.report import AGENT, LEROBOT, NORMAL, Run
 from benchmarks.control_bench.rig import ROOT, BenchError, Rig
 from benchmarks.control_bench.stats import timing
+from benchmarks.interruption import ends_in_order
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "control.json"
 
@@ -190,7 +189,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _interrupted)
+    ends_in_order()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("MUJOCO_GL", "egl")
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -231,10 +230,6 @@ def main(argv: list[str] | None = None) -> int:
             "\n".join(f"**{title}**\n\n{report.markdown(lines)}" for title, lines in tables.items())
         )
     return 0
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import httpx
 from rich.console import Console
@@ -34,6 +32,7 @@ from benchmarks.control_bench.host import command, cpu_between, cpu_s
 from benchmarks.control_bench.rig import ROOT, BenchError, Rig, free_ports, wait_for
 from benchmarks.control_bench.stats import Spread, timing
 from benchmarks.fleet_sim.broker import Broker
+from benchmarks.interruption import ends_in_order
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "surfaces.json"
 ALONE: Final = "nobody watches"
@@ -231,7 +230,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _interrupted)
+    ends_in_order()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("MUJOCO_GL", "egl")
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -246,10 +245,6 @@ def main(argv: list[str] | None = None) -> int:
     name.write_text(json.dumps({"machine": machine(), "asked": vars(asked), "met": met, "runs": runs}, indent=1) + "\n")
     console.print(f"Every run is in {name.relative_to(ROOT)}.")
     return 0 if met else 1
-
-
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
