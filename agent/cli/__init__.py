@@ -2,29 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Final
 
 import click
 import typer
 
-from agent.cli import (
-    arm,
-    calibrate,
-    check,
-    doctor,
-    episodes,
-    fl,
-    fleet,
-    install,
-    policy,
-    record,
-    run,
-    secure,
-    status,
-    task,
-    token,
-    train,
-)
 from agent.cli.command import Command, Root, invocation, show_error
 from agent.errors import AgentError, BadInput
 
@@ -33,40 +17,57 @@ INTERRUPTED = 130
 
 DEBUG_VARIABLE = "SO_AGENT_DEBUG"
 
-app = typer.Typer(
-    name="so-agent",
-    cls=Root,
-    help="An always-on agent for SO-100 and SO-101 arms.",
-    epilog="Exit codes: 0 done, 2 bad input, 3 refused in this mode, 4 agent not running, 5 device fault.",
-    no_args_is_help=True,
-    add_completion=False,
-    suggest_commands=False,  # click does it
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+MODULES: Final[Mapping[str, tuple[str, ...]]] = {
+    "run": ("run", "virtual-station", "inject", "demo", "version"),
+    "status": ("status",),
+    "arm": ("teleop", "hold", "park", "estop", "reset", "release"),
+    "record": ("record",),
+    "task": ("task",),
+    "episodes": ("episodes",),
+    "policy": ("policy",),
+    "train": ("train",),
+    "token": ("token",),
+    "fl": ("fl",),
+    "fleet": ("fleet",),
+    "calibrate": ("calibrate",),
+    "check": ("check-config",),
+    "doctor": ("doctor",),
+    "install": ("install", "uninstall"),
+    "secure": ("secure",),
+}
+"""Which module of this package has which commands, in the order of `--help`. Importing all of them takes a quarter of a
+second, which neither the arm nor a person at a terminal should wait for."""
 
 
-@app.callback()
-def options() -> None:
-    """An always-on agent for SO-100 and SO-101 arms."""
+def application(modules: Iterable[str] = MODULES) -> typer.Typer:
+    """`so-agent` with the commands of these modules; with all of them, as it is documented."""
+    app = typer.Typer(
+        name="so-agent",
+        cls=Root,
+        help="An always-on agent for SO-100 and SO-101 arms.",
+        epilog="Exit codes: 0 done, 2 bad input, 3 refused in this mode, 4 agent not running, 5 device fault.",
+        no_args_is_help=True,
+        add_completion=False,
+        suggest_commands=False,  # click does it
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options() -> None:
+        """An always-on agent for SO-100 and SO-101 arms."""
+
+    for module in modules:
+        import_module(f"agent.cli.{module}").register(app)
+    return app
 
 
-run.register(app)
-status.register(app)
-arm.register(app)
-record.register(app)
-task.register(app)
-episodes.register(app)
-policy.register(app)
-train.register(app)
-token.register(app)
-fl.register(app)
-fleet.register(app)
-calibrate.register(app)
-check.register(app)
-doctor.register(app)
-install.register(app)
-secure.register(app)
+def needed(arguments: Sequence[str]) -> Iterable[str]:
+    """The module of the command that comes first; all of them for help, an option in front, or a slip of the pen."""
+    for module, commands in MODULES.items():
+        if arguments and arguments[0] in commands:
+            return (module,)
+    return MODULES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def execute(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     try:
-        code = app(arguments, standalone_mode=False)
+        code = application(needed(arguments))(arguments, standalone_mode=False)
     except click.ClickException as error:
         where = f"`{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else "--help"
         message = error.format_message()
@@ -101,4 +102,4 @@ def execute(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-__all__ = ["Command", "app", "execute", "invocation", "main"]
+__all__ = ["Command", "application", "execute", "invocation", "main"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import click
 import typer
 
-from agent.cli import app
+from agent.cli import application
 from agent.cli.command import Command
 from scripts.docs.table import code, fenced, table
 
@@ -36,7 +36,7 @@ def page() -> str:
 
 def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command with its words, single ones first, then noun by noun."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(application())
     assert isinstance(root, click.Group)  # noqa: S101 - Typer says so for an app with commands
     singles = [((name,), command) for name, command in root.commands.items() if not isinstance(command, click.Group)]
     yield from singles
@@ -123,6 +123,6 @@ def _prose(text: str | None) -> str:
 
 
 def _group_help(noun: str) -> str:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(application())
     assert isinstance(root, click.Group)  # noqa: S101
     return _prose(root.commands[noun].help)

@@ -176,19 +176,33 @@ def test_every_command_has_help_with_an_example(cli: Cli) -> None:
     import click
     import typer.main
 
-    from agent.cli import app
+    from agent.cli import application
 
     def commands(command: click.Command, path: list[str]) -> list[list[str]]:
         if isinstance(command, click.Group):
             return [leaf for name, inner in command.commands.items() for leaf in commands(inner, [*path, name])]
         return [path]
 
-    leaves = commands(typer.main.get_command(app), [])
+    leaves = commands(typer.main.get_command(application()), [])
     assert len(leaves) >= 22
     for path in leaves:
         help_text = cli(*path, "--help")
         assert help_text.code == Exit.DONE
         assert f"so-agent {' '.join(path)}" in help_text.out.split("Example")[1].replace("\n", " "), path
+
+
+def test_every_module_has_the_commands_that_it_is_listed_with() -> None:
+    """What the first word of a command line imports; a command that is listed nowhere would not be found."""
+    import typer.main
+
+    from agent.cli import MODULES, application, needed
+
+    for module, commands in MODULES.items():
+        registered = typer.main.get_command(application([module])).commands  # type: ignore[attr-defined]
+        assert sorted(registered) == sorted(commands), module
+        assert all(list(needed([command, "--json"])) == [module] for command in commands)
+    for others in ([], ["--help"], ["-c", "run", "status"], ["statsu"]):
+        assert list(needed(others)) == list(MODULES)
 
 
 def test_version_is_printed(cli: Cli) -> None:

@@ -11,7 +11,7 @@ import pytest
 import typer
 from markdown_it import MarkdownIt
 
-from agent.cli import app
+from agent.cli import application
 from scripts.docs import command_line
 from scripts.docs.dialect import for_python_markdown
 
@@ -20,7 +20,7 @@ PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONT
 TAGS = ("h1", "h2", "h3", "h4", "p", "li", "ul", "ol", "pre", "code", "table", "tr", "td", "em", "strong", "a", "img")
 EXTENSIONS = ["tables", "attr_list", "pymdownx.superfences", "pymdownx.highlight"]
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-ROOT_COMMAND = typer.main.get_command(app)
+ROOT_COMMAND = typer.main.get_command(application())
 
 
 def _id(path: Path) -> str:
