@@ -155,19 +155,18 @@ def check_calibration(config: "StationConfig") -> list[Finding]:
 
 
 def check_cameras(config: "StationConfig") -> list[Finding]:
-    from agent.robot.camera_types import known_types
+    from agent.robot.camera_types import is_known, known_types
 
-    known = known_types()
     findings: list[Finding] = []
     for name, camera in config.cameras.items():
         where = f"cameras.{name}"
-        if camera.type not in known:
+        if not is_known(camera.type):
             findings.append(
                 Finding(
                     where,
                     Level.ERROR,
                     f"The type {camera.type!r} is no camera type that lerobot knows.",
-                    f"Known are: {', '.join(sorted(known))}.",
+                    f"Known are: {', '.join(sorted(known_types()))}.",
                 )
             )
             continue
