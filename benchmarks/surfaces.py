@@ -3,9 +3,9 @@
     python -m benchmarks.surfaces [--quick] [--repeats N] [--seconds S] [--telemetry-hz HZ] [--chromium]
 
 Watched: a page is open, with its stream, previews of two cameras at `http.preview_fps`, and control renewed ten times a
-second; and a broker, which runs on the same cores here, gets telemetry: once a second unless `--telemetry-hz` says
-otherwise. By default the page is on another machine, which does its own drawing; `--chromium` has a browser draw on the
-station's own cores.
+second; and a broker gets telemetry: once a second unless `--telemetry-hz` says otherwise. Page, broker and reader stand
+for other machines, which do their own work: here they take only time that the station leaves. `--chromium` has a
+browser draw on the station's own cores, and compete for them.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.control import machine
-from benchmarks.control_bench.agent_side import Daemon, ready
+from benchmarks.control_bench.agent_side import Daemon, loop_account, ready
 from benchmarks.control_bench.host import command, cpu_between, cpu_s
 from benchmarks.control_bench.rig import ROOT, BenchError, Rig, free_ports, wait_for
 from benchmarks.control_bench.stats import Spread, timing
@@ -43,6 +43,7 @@ COMMIT_S: Final = 60.0
 
 METRICS: Final = (
     ("period error p99, ms", lambda run: run["timing"]["error_p99_ms"], 3),
+    ("the loop's own account of p99, ms", lambda run: run["own_p99_ms"], 3),
     ("period error p50, ms", lambda run: run["timing"]["error_p50_ms"], 3),
     ("period error max, ms", lambda run: run["timing"]["error_max_ms"], 2),
     ("missed beats", lambda run: run["timing"]["late"], 0),
@@ -68,6 +69,7 @@ class Bench:
         try:
             self._rig.start()
             self._broker.start()
+            elsewhere(self._broker.pid)
             for _ in range(self._asked.repeats):
                 for name in runs:
                     with self._station(name == WATCHED) as daemon:
@@ -108,12 +110,14 @@ class Bench:
             before, begin_ns = cpu_s(daemon.processes()), time.monotonic_ns()
             time.sleep(self._asked.seconds)
             after, end_ns = cpu_s(daemon.processes()), time.monotonic_ns()
+            own = loop_account(daemon)
             summary = daemon.client.call("record.stop", timeout_s=COMMIT_S)
         [episode] = summary["results"]
         seconds = (end_ns - begin_ns) / 1e9
         surface = self._surface(daemon)
         run = {
             "timing": asdict(timing(self._rig.written_ns(begin_ns, end_ns), self._rig.config.robot.control_hz)),
+            "own_p99_ms": own["period_error_p99_ms"],
             "repeated_pct": 100 * sum(episode["repeats"].values()) / (episode["frames"] * len(episode["repeats"])),
             "rows": episode["frames"],
             "repeats": episode["repeats"],
@@ -122,8 +126,8 @@ class Bench:
             "load": os.getloadavg()[0],
             "seen": seen,
         }
-        p99_ms = run["timing"]["error_p99_ms"]
-        told = f"{name}: p99 {p99_ms:.3f} ms, repeats {episode['repeats']}, {run['cores']:.2f} cores"
+        p99_ms = f"p99 {run['timing']['error_p99_ms']:.3f} ms (own account {run['own_p99_ms']:.3f})"
+        told = f"{name}: {p99_ms}, repeats {episode['repeats']}, {run['cores']:.2f} cores"
         self._console.print(told, highlight=False)
         return run
 
@@ -150,6 +154,7 @@ class Bench:
             stdout=subprocess.PIPE,
             cwd=ROOT,
         )
+        elsewhere(process.pid)
         assert process.stdin  # noqa: S101 - pipes were asked for
         assert process.stdout  # noqa: S101
         try:
@@ -179,6 +184,11 @@ class Bench:
             browser.close()
 
 
+def elsewhere(pid: int) -> None:
+    """As far as one machine can: what this process does takes nothing that the station wants."""
+    os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+
+
 def show(runs: dict[str, list[dict[str, Any]]], console: Console) -> bool:
     """The table; whether the aim was met."""
     table = Table(title="median (lowest to highest run)", title_justify="left")
@@ -200,8 +210,14 @@ def show(runs: dict[str, list[dict[str, Any]]], console: Console) -> bool:
 
 
 def aim_met(runs: dict[str, list[dict[str, Any]]]) -> bool:
-    """Whether p99 and repeats of the watched runs are within the aim, or within what unwatched runs differ by."""
-    for key in (lambda run: run["timing"]["error_p99_ms"], lambda run: run["repeated_pct"]):
+    """Whether p99 (on the wire, and by the loop's own account) and repeats of the watched runs are within the aim, or
+    within what unwatched runs differ by."""
+    keys: tuple[Callable[[dict[str, Any]], float], ...] = (
+        lambda run: run["timing"]["error_p99_ms"],
+        lambda run: run["own_p99_ms"],
+        lambda run: run["repeated_pct"],
+    )
+    for key in keys:
         alone = Spread.of([float(key(run)) for run in runs[ALONE]])
         watched = Spread.of([float(key(run)) for run in runs[WATCHED]])
         if alone is None or watched is None:

@@ -119,7 +119,7 @@ def _episode(daemon: Daemon, run: AgentRun) -> dict[str, Any]:
     daemon.client.call("teleop.start")
     daemon.wait_mode("teleop")
     time.sleep(SETTLE_S)
-    overruns = _loop(daemon)["overruns"]
+    overruns = loop_account(daemon)["overruns"]
     daemon.client.call("record.start", {"task": TASK})
     before = cpu_s(daemon.processes())
     begin_ns = time.monotonic_ns()
@@ -133,7 +133,7 @@ def _episode(daemon: Daemon, run: AgentRun) -> dict[str, Any]:
         raise BenchError(f"the episode was not committed: {summary}")
     shutil.copytree(daemon.config.paths.dataset, run.copy)
     episode = summary["results"][0]
-    loop = _loop(daemon)
+    loop = loop_account(daemon)
     return {
         "begin_ns": begin_ns,
         "stop_ns": stop_ns,
@@ -152,7 +152,7 @@ def _episode(daemon: Daemon, run: AgentRun) -> dict[str, Any]:
     }
 
 
-def _loop(daemon: Daemon) -> dict[str, Any]:
+def loop_account(daemon: Daemon) -> dict[str, Any]:
     """The control loop's own account of its last 20 s."""
     status = daemon.status()
     if not status or not status["arm"] or not status["arm"]["loop"]:

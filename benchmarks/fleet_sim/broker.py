@@ -63,9 +63,13 @@ class Broker:
             self._process.wait()
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """0 while it does not run."""
+        return self._process.pid if self._process else 0
+
     def cpu_s(self) -> float:
-        pid = self._process.pid if self._process else 0
-        return self._used_s + cpu_s([pid]).get(pid, 0.0)
+        return self._used_s + cpu_s([self.pid]).get(self.pid, 0.0)
 
     def resident_mb(self) -> float:
         return resident_mb(self._process.pid) if self._process else 0.0
