@@ -6,15 +6,13 @@ overridden. The limits hold on stations, too, whoever controls the server.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 
 from agent.config import NAME_PATTERN
 from agent.errors import BadInput
 from agent.inference.training.plan import Method
-
-RUN_NAME_PATTERN: Final = NAME_PATTERN
 
 type Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 type Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 86_400)]

@@ -4,12 +4,16 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports Hugging Face's client
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 from agent.inference.bundle import Bundle
 from agent.inference.importer import Wish, import_checkpoint
+from tests.inference.peers import Keys
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +40,18 @@ def smolvla_bundle(smolvla_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def act_bundle(act_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return import_checkpoint(act_checkpoint, tmp_path_factory.mktemp("policies"), Wish(name="tiny-act"))
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    """Of a policy server, and of a station that it knows."""
+    it = Keys(tmp_path)
+    it.station("kitchen")
+    return it
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    """Everything that is logged."""
+    with structlog.testing.capture_logs() as entries:
+        yield entries

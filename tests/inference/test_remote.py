@@ -4,13 +4,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import structlog
 
 from agent.clock import nanoseconds
 from agent.config import Policy
@@ -47,20 +45,6 @@ from tests.inference.peers import (
     serving,
     welcome,
 )
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    it = Keys(tmp_path)
-    it.station("kitchen")
-    return it
-
-
-@pytest.fixture
-def log() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as entries:
-        yield entries
-
 
 # --- what a station gets --------------------------------------------------------------------------------
 

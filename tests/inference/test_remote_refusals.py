@@ -1,12 +1,11 @@
 """What a policy server lets nobody do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import structlog
 import zmq
 
 from agent.errors import BadInput, Transient
@@ -39,20 +38,6 @@ from tests.inference.peers import (
     seen,
     serving,
 )
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    it = Keys(tmp_path)
-    it.station("kitchen")
-    return it
-
-
-@pytest.fixture
-def log() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as entries:
-        yield entries
-
 
 # --- who may ask ----------------------------------------------------------------------------------------
 
