@@ -20,6 +20,9 @@ _SHORTEST: Final = 6
 type Goals = tuple[tuple[int, int], ...]
 """Servo id and raw goal, for every goal of one packet."""
 
+type Present = tuple[int | None, ...]
+"""Where each of them was, raw; None where no servo answers to the id."""
+
 
 class Instruction(IntEnum):
     PING = 0x01
@@ -55,13 +58,14 @@ class WireLog:
     def __init__(self) -> None:
         self._packets: deque[tuple[int, Goals]] = deque(maxlen=WIRE_LOG_PACKETS)
         self.count = 0  # packets with goals so far
-        self.sink: Callable[[int, Goals], None] | None = None  # also told of every packet
+        self.sink: Callable[[int, Goals, Present], None] | None = None  # also told of every packet
 
-    def append(self, at_ns: int, goals: Goals) -> None:
+    def append(self, at_ns: int, goals: Goals, present: Present) -> None:
+        """`present`: where each of these servos was when the packet had arrived."""
         self._packets.append((at_ns, goals))
         self.count += 1
         if self.sink:
-            self.sink(at_ns, goals)
+            self.sink(at_ns, goals, present)
 
     def packets(self) -> list[tuple[int, dict[int, int]]]:
         """(time in ns, servo id -> raw goal) of every logged packet, oldest first."""
@@ -215,4 +219,6 @@ class ServoBus:
             return
         goals = [(servo_id, data[first] | data[first + 1] << 8) for servo_id, data in writes if len(data) > first + 1]
         if goals:
-            self.goals.append(time.monotonic_ns(), tuple(goals))
+            servos = [self.servo(servo_id) for servo_id, _ in goals]
+            present = tuple(servo.present_position() if servo else None for servo in servos)
+            self.goals.append(time.monotonic_ns(), tuple(goals), present)

@@ -1,4 +1,4 @@
-"""The file of `--wire-log`: every goal on the wire, one line of JSON each."""
+"""The file of `--wire-log`: every goal on the wire, and where the servo was then, one line of JSON each."""
 
 import json
 import threading
@@ -7,13 +7,13 @@ from queue import SimpleQueue
 from typing import Final
 
 from agent.errors import BadInput
-from agent.virtual.bus import Goals
+from agent.virtual.bus import Goals, Present
 from agent.virtual.realtime import run_like_hardware
 
 CLOSE_S: Final = 5.0
 """For what is still to be written; a disk that takes longer may have it without us."""
 
-type _Packet = tuple[str, int, Goals]
+type _Packet = tuple[str, int, Goals, Present]
 
 
 class WireFile:
@@ -33,9 +33,9 @@ class WireFile:
         self._thread = threading.Thread(target=self._write, name="wire log", daemon=True)
         self._thread.start()
 
-    def append(self, arm: str, at_ns: int, goals: Goals) -> None:
+    def append(self, arm: str, at_ns: int, goals: Goals, present: Present) -> None:
         """One packet, as `WireLog.sink` is told of it. Never waits."""
-        self._packets.put((arm, at_ns, goals))
+        self._packets.put((arm, at_ns, goals, present))
 
     def close(self) -> None:
         """When all of it is written."""
@@ -46,7 +46,10 @@ class WireFile:
         run_like_hardware()
         with self._file as file:
             while packet := self._packets.get():
-                arm, at_ns, goals = packet
-                rows = (json.dumps({"ns": at_ns, "arm": arm, "id": servo, "goal": raw}) for servo, raw in goals)
+                arm, at_ns, goals, present = packet
+                rows = (
+                    json.dumps({"ns": at_ns, "arm": arm, "id": servo, "goal": raw, "present": at})
+                    for (servo, raw), at in zip(goals, present, strict=True)
+                )
                 file.write("\n".join(rows) + "\n")
                 file.flush()

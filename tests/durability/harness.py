@@ -43,7 +43,8 @@ MAX_GRIPPER_DEG_S: Final = 4.0 * 110.0
 
 PAUSE_NS: Final = 100_000_000
 ADOPTED_DEG: Final = 2.0
-"""After three periods without a goal another process has the arm: it goes on from the last goal, at slow speed."""
+"""After three periods without a goal another process has the arm: it goes on from the last goal, at slow speed; or from
+where the arm is, if it had been let go of meanwhile, as an overloaded one is."""
 
 MIN_ROWS: Final = 4
 """An episode of fewer rows may be discarded: nobody finishes one within a tenth of a second."""
@@ -239,6 +240,8 @@ class Harness:
                 restarted = at_ns - before_ns > PAUSE_NS
                 allowed = ADOPTED_DEG if restarted else speed * 2 / FPS + 1.0
                 step = abs(goal - before) / COUNTS_PER_DEGREE
+                if restarted and entry["present"] is not None:
+                    step = min(step, abs(goal - entry["present"]) / COUNTS_PER_DEGREE)
                 if step > allowed:
                     self._problem(f"servo {servo} jumped {step:.1f} degrees in {(at_ns - before_ns) / 1e6:.0f} ms")
                 self.tally.largest_step_deg = max(self.tally.largest_step_deg, step - allowed)
