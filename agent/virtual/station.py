@@ -35,8 +35,8 @@ class _Line(socketserver.StreamRequestHandler):
         server = self.server
         if not isinstance(server, _ControlServer):
             raise TypeError("served by another kind of server")
-        for line in self.rfile:
-            with contextlib.suppress(BrokenPipeError):  # asked and left
+        with contextlib.suppress(ConnectionError):  # asked and left
+            for line in self.rfile:
                 self.wfile.write(json.dumps(server.answer(line)).encode() + b"\n")
 
 
