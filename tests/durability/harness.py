@@ -65,6 +65,7 @@ class Progress:
 class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     finished: dict[str, int] = field(default_factory=dict)  # task -> rows promised by an answer
+    rejected: list[str] = field(default_factory=list)  # why, as the answer said: a starved recorder may lack rows
     unfinished: int = 0
     worst_loss_s: float = -60.0  # negative: rows that came after the last report were kept
     largest_step_deg: float = -360.0  # beyond what is allowed; negative: never reached
@@ -77,6 +78,7 @@ class Tally:
             f"{total} kills: " + ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items())),
             f"{len(self.finished)} finished episodes, all there" if not self.problems else "PROBLEMS:",
             *self.problems,
+            *(f"rejected at its end, which was answered: {reason}" for reason in self.rejected),
             f"{self.unfinished} unfinished ones; at most {self.worst_loss_s:.2f} s before the kill was lost",
             f"the largest step between two goals stayed {-self.largest_step_deg:.2f} degrees below what is allowed",
         ]
@@ -132,7 +134,11 @@ class Harness:
         if stopping:
             stopper.join(15)
         if answer:
-            self.tally.finished[task] = answer["results"][-1]["frames"]
+            result = answer["results"][-1]
+            if result["outcome"] == "committed":
+                self.tally.finished[task] = result["frames"]
+            else:
+                self.tally.rejected.append(result["reason"])
         self._recover(victim, killed_at)
         rows_due = recording_since.rows_at(recorded_until or killed_at)
         self._check(task, rows_due, finished=bool(answer))
@@ -146,7 +152,7 @@ class Harness:
     def _stop(self, answer: dict[str, Any]) -> None:
         with suppress(AgentError):  # the kill may come first; then nothing was promised
             result = self.live.client.call("record.stop", {}, timeout_s=15.0)
-            if result["results"] and result["results"][-1]["outcome"] == "committed":
+            if result["results"] and result["results"][-1]["outcome"] in ("committed", "rejected"):
                 answer.update(result)
 
     def _begin(self, task: str) -> None:
