@@ -39,7 +39,7 @@ class Recipe:
     end: float = 0.03  # share of the rate that is left in the last round
     alone_rounds: int = 10  # of those who learn by themselves, with as many steps in all as a station has, or all have
     alone_rate: float = 1e-3
-    longer: bool = True  # each station by itself once more, with as many steps as all three have together
+    longer: bool = True  # the controls: all data at the stations' rate, each station with the steps of all three
     starts: int = 100
     curve_starts: int = 50
     curve_every: int = 20

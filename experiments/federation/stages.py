@@ -23,7 +23,7 @@ from experiments.demo_policy.recipe import Recipe as DemoRecipe
 from experiments.federation import alone, flower, report, situations, start, stations
 from experiments.federation.evaluate import AT_ONCE, Evaluation, Start, Tables
 from experiments.federation.recipe import SHARES, Recipe
-from experiments.federation.report import EVERYTHING, LONGER, START, TOGETHER
+from experiments.federation.report import EVERYTHING, FASTER, LONGER, START, TOGETHER
 from experiments.federation.results import Results, load
 
 CURVE_FROM: Final = 1_000
@@ -105,10 +105,12 @@ class Stages:
             self._alone(share.part, self.out / "datasets" / share.part, local)
 
     def longer(self) -> None:
-        """Each station by itself once more, with as many steps as all have together."""
+        """What could be said against the comparison: all data once more, at the rate that stations have; and each
+        station by itself once more, with as many steps as all have together."""
         if self.recipe.longer:
+            total = self.recipe.rounds * self.recipe.local_steps * len(SHARES)
+            self._alone(f"{EVERYTHING}{FASTER}", self.out / EVERYTHING, total, self.recipe.rate)
             for share in SHARES:
-                total = self.recipe.rounds * self.recipe.local_steps * len(SHARES)
                 self._alone(f"{share.part}{LONGER}", self.out / "datasets" / share.part, total)
 
     def evaluate(self) -> None:
@@ -123,11 +125,11 @@ class Stages:
             self._evaluate(self._curve_file(number), TOGETHER, number, numbers)
 
     def stack(self) -> None:
-        """Federated, centralised and the best local through the whole stack, in real time."""
+        """Federated, the best centralised and the best local through the whole stack, in real time."""
         results = self._results()
         if not self.recipe.stack_starts or not report.complete(results):
             return
-        for name in (TOGETHER, EVERYTHING, report.best_local(results)):
+        for name in (TOGETHER, report.best_central(results), report.best_local(results)):
             file = self.out / "stack" / f"{name}.json"
             if not file.exists():
                 bundle = self.bundle(name, self._done(name))
@@ -161,7 +163,7 @@ class Stages:
         self._console.print("\n".join(text))
 
     def all(self) -> None:
-        """A first report is there before each station begins to learn for longer."""
+        """A first report is there before the controls, which take longer than all before them."""
         for stage in (self.divide, self.start, self.federate, self.alone, self.evaluate, self.report):
             stage()
         for stage in (self.longer, self.evaluate, self.stack, self.report):
@@ -195,8 +197,10 @@ class Stages:
     def names(self) -> list[str]:
         """Everybody who is compared, in the order of the table."""
         local = [share.part for share in SHARES]
-        longer = [f"{name}{LONGER}" for name in local] if self.recipe.longer else []
-        return [START, *local, *longer, TOGETHER, EVERYTHING]
+        if not self.recipe.longer:
+            return [START, *local, TOGETHER, EVERYTHING]
+        longer = [f"{name}{LONGER}" for name in local]
+        return [START, *local, *longer, TOGETHER, EVERYTHING, f"{EVERYTHING}{FASTER}"]
 
     def bundle(self, name: str, number: int) -> Bundle:
         """A run's policy after a round, as a station would use it."""
@@ -224,14 +228,14 @@ class Stages:
         folder = RunFolder(self.out / RUNS / name)
         return 0 if name == START or folder.common() is None else folder.last().manifest.round
 
-    def _alone(self, name: str, dataset: Path, steps: int) -> None:
+    def _alone(self, name: str, dataset: Path, steps: int, rate: float | None = None) -> None:
         recipe = self.recipe
         rounds = recipe.alone_rounds
         alone.learn(
             RunFolder(self.out / RUNS / name),
             self.start(),
             dataset,
-            self.settings(name, steps // rounds, rounds, recipe.alone_rate, recipe.end),
+            self.settings(name, steps // rounds, rounds, rate or recipe.alone_rate, recipe.end),
             lambda done: self._say(
                 "alone", name, {"round": done.round, "loss": done.train_loss or 0.0, "seconds": done.seconds}
             ),

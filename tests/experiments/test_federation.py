@@ -32,7 +32,7 @@ from experiments.federation import report, situations, stations
 from experiments.federation.__main__ import main
 from experiments.federation.evaluate import Start, Tables
 from experiments.federation.recipe import SHARES, quick
-from experiments.federation.report import EVERYTHING, LONGER, START, TOGETHER
+from experiments.federation.report import EVERYTHING, FASTER, LONGER, START, TOGETHER
 from experiments.federation.results import Results, compare, load
 from experiments.federation.stages import RUNS, Stages
 
@@ -200,13 +200,15 @@ def test_the_verdict_names_the_best_local_and_says_whether_the_aims_are_reached(
         return Results(tuple(start_of(number, "red disc" if number < hits else None) for number in range(50)))
 
     results = {START: hitting(0), "left": hitting(10), "middle": hitting(15), "right": hitting(5)}
-    results |= {f"left{LONGER}": hitting(20), TOGETHER: hitting(40), EVERYTHING: hitting(50)}
+    results |= {f"left{LONGER}": hitting(20), TOGETHER: hitting(40), EVERYTHING: hitting(30)}
+    assert "1.33 of it" in report.verdict(results)
+    results[f"{EVERYTHING}{FASTER}"] = hitting(50)
     assert report.best_local(results) == f"left{LONGER}"
     text = report.verdict(results)
     assert "local only, left, three times as long" in text
     assert "+40 points" in text
     assert "aim +20: reached" in text
-    assert "0.80 of it" in text
+    assert "the best centralised (centralised, all data, the stations' rate): 0.80 of it" in text
     assert "aim 0.9: missed" in text
 
 
