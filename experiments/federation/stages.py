@@ -125,11 +125,11 @@ class Stages:
             self._evaluate(self._curve_file(number), TOGETHER, number, numbers)
 
     def stack(self) -> None:
-        """Federated, the best centralised and the best local through the whole stack, in real time."""
+        """Everybody but the controls through the whole stack, in real time."""
         results = self._results()
         if not self.recipe.stack_starts or not report.complete(results):
             return
-        for name in (TOGETHER, report.best_central(results), report.best_local(results)):
+        for name in (name for name in results if not name.endswith((LONGER, FASTER))):
             file = self.out / "stack" / f"{name}.json"
             if not file.exists():
                 bundle = self.bundle(name, self._done(name))
