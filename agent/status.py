@@ -1,14 +1,16 @@
 """The parts of `so-agent status --json`; docs/command-line.md describes them."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from agent.clock import NS_PER_MS
+from agent.clock import NS_PER_MS, NS_PER_S
 from agent.config import Camera
 from agent.messages import ArmReport, CameraReport
 from agent.policy_messages import PolicyReport
 from agent.supervisor import ChildState
+
+REPORTS_APART_NS: Final = 3 * NS_PER_S // 2
 
 
 def plain(message: msgspec.Struct, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -22,8 +24,10 @@ def plain(message: msgspec.Struct, without: tuple[str, ...] = ()) -> dict[str, A
 def camera(settings: Camera, report: CameraReport | None, process: ChildState, now_ns: int) -> dict[str, Any]:
     if report is None:
         return {"state": "down", "reason": process.failed or process.last_exit or "starting", "age_ms": None}
+    # A camera speaks of itself once a second: between two reports a healthy one is as old as in the last of them.
+    seen_ns = report.at_ns if now_ns - report.at_ns < REPORTS_APART_NS else now_ns
     last_ns = report.last_capture_ns
-    age_ms = None if last_ns is None else round((now_ns - last_ns) / NS_PER_MS, 1)
+    age_ms = None if last_ns is None else round((seen_ns - last_ns) / NS_PER_MS, 1)
     return {**plain(report), "view": settings.view, "age_ms": age_ms}
 
 

@@ -1,6 +1,8 @@
 """Record episodes."""
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
@@ -10,10 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.command import Command, group, invocation, show_error
-from agent.errors import DeviceFault
+from agent.errors import DeviceFault, Refused
 
 COMMIT_S: Final = 60.0
 """A commit takes 0.3 s; a full hour of video on a slow disk stays far below this."""
+
+ALIGN_S: Final = 30.0
+"""Across the whole table at slow speed takes 10 s; after that the agent itself says what is in the way."""
+
+LOOK_S: Final = 0.2
 
 
 def register(app: typer.Typer) -> None:
@@ -50,10 +57,30 @@ def start(
     if wait is None:
         wait = sys.stdout.isatty() and not invocation().json
     if not wait:
-        result = invocation().call("record.start", plan)
+        result = _when_aligned(lambda: invocation().call("record.start", plan))
         invocation().show(result, f"Recording {plan['task']!r}. End it with `so-agent record stop`.")
         return
-    _show_results(_follow({**plan, "wait": True}))
+    _show_results(_when_aligned(lambda: _follow({**plan, "wait": True})))
+
+
+def _when_aligned(begin: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `begin` answers, if need be once the follower has reached the leader: `teleop start` does not wait for that,
+    and both may stand in a row."""
+    try:
+        return begin()
+    except Refused:
+        if not _is_aligning():
+            raise
+    if not invocation().json:
+        typer.echo("Waiting until the follower has reached the leader.", err=True)
+    give_up_s = time.monotonic() + ALIGN_S
+    while _is_aligning() and time.monotonic() < give_up_s:
+        time.sleep(LOOK_S)
+    return begin()
+
+
+def _is_aligning() -> bool:
+    return bool(invocation().call("status")["mode"] == "aligning")
 
 
 def _follow(plan: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from agent.errors import BadInput
 from agent.inference import checkpoint
 from agent.inference.bundle import (
     FORMAT,
+    MANIFEST,
     MAX_FPS,
     POLICY,
     VLM,
@@ -130,6 +131,11 @@ def suggested_name(source: Path) -> str:
 def _folder(source: Path) -> Path:
     if not source.is_dir():
         raise BadInput(f"There is no folder {source}.", "Give the folder that holds config.json and model.safetensors.")
+    if (source / MANIFEST).is_file():
+        raise BadInput(
+            f"{source} is a policy of so-agent already, and no lerobot checkpoint.",
+            "Copy the folder as it is into `policies/` below the station's state_dir.",
+        )
     return source.resolve()
 
 

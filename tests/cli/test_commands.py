@@ -106,6 +106,32 @@ def test_recording_is_started_with_what_was_asked_for(cli: Cli, agent: Any) -> N
     assert "record stop" in result.out
 
 
+@pytest.mark.parametrize("waits", ["--wait", "--no-wait"])
+def test_recording_may_be_asked_for_while_the_follower_is_still_on_its_way(cli: Cli, agent: Any, waits: str) -> None:
+    left = ["aligning", "aligning", "aligning", "teleop"]
+
+    def start(_: dict[str, Any]) -> dict[str, Any]:
+        if left[0] == "aligning":
+            raise Refused("Recording needs a moving arm; the station is in mode aligning.", "Wait.")
+        return SUMMARY | {"recording": PROGRESS}
+
+    def status(_: dict[str, Any]) -> dict[str, Any]:
+        return {"mode": left.pop(0) if len(left) > 1 else left[0]}
+
+    it = agent({"record.start": start, "status": status})
+    result = cli("record", "start", "--task", "reach the disc", waits, "--socket", it.socket)
+    assert result.code == Exit.DONE
+    assert result.err.count("Waiting until the follower has reached the leader.") == 1
+    assert [verb for verb, _ in it.asked].count("record.start") == 2
+
+
+def test_recording_is_refused_at_once_in_another_mode(cli: Cli, agent: Any) -> None:
+    refusal = Refused("Recording needs a moving arm; the station is in mode idle.", "Run `so-agent teleop start`.")
+    it = agent({"record.start": refusal, "status": {"mode": "idle"}})
+    assert cli("record", "start", "--task", "reach the disc", "--socket", it.socket).code == Exit.REFUSED
+    assert [verb for verb, _ in it.asked].count("record.start") == 1
+
+
 def test_waiting_for_a_recording_ends_with_a_table_of_episodes(cli: Cli, agent: Any) -> None:
     it = agent({"record.start": SUMMARY})
     it.progress = [PROGRESS, PROGRESS | {"phase": "reset"}]

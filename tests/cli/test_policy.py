@@ -107,6 +107,13 @@ def test_a_folder_that_is_not_there_is_a_sentence(policy: Policy) -> None:
     assert "There is no folder /nonexistent" in result.err
 
 
+def test_a_bundle_is_no_checkpoint_and_the_sentence_says_where_it_goes(policy: Policy) -> None:
+    result = policy("import", Path(__file__).parents[2] / "policies" / "demo-reach")
+    assert result.code == Exit.BAD_INPUT
+    assert "is a policy of so-agent already" in result.err
+    assert "`policies/`" in result.err
+
+
 def test_a_station_without_policies_says_how_to_get_one(policy: Policy) -> None:
     assert "policy import" in policy("list").out
     assert policy("list", "--json").json == []
