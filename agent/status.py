@@ -11,6 +11,7 @@ from agent.policy_messages import PolicyReport
 from agent.supervisor import ChildState
 
 REPORTS_APART_NS: Final = 3 * NS_PER_S // 2
+"""A camera's process speaks of itself once a second; later than this it has fallen silent."""
 
 
 def plain(message: msgspec.Struct, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def plain(message: msgspec.Struct, without: tuple[str, ...] = ()) -> dict[str, A
 def camera(settings: Camera, report: CameraReport | None, process: ChildState, now_ns: int) -> dict[str, Any]:
     if report is None:
         return {"state": "down", "reason": process.failed or process.last_exit or "starting", "age_ms": None}
-    # A camera speaks of itself once a second: between two reports a healthy one is as old as in the last of them.
+    # Time since the last report is no age of its newest frame, which goes to others meanwhile.
     seen_ns = report.at_ns if now_ns - report.at_ns < REPORTS_APART_NS else now_ns
     last_ns = report.last_capture_ns
     age_ms = None if last_ns is None else round((seen_ns - last_ns) / NS_PER_MS, 1)

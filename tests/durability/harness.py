@@ -44,7 +44,10 @@ MAX_GRIPPER_DEG_S: Final = 4.0 * 110.0
 PAUSE_NS: Final = 100_000_000
 ADOPTED_DEG: Final = 2.0
 """After three periods without a goal another process has the arm: it goes on from the last goal, at slow speed; or from
-where the arm is, if it had been let go of meanwhile, as an overloaded one is."""
+where the arm is, if the agent says that it had let go of it meanwhile, as it does of an overloaded one."""
+
+REJECTED_SHARE: Final = 0.05
+"""A starved recorder may lack rows and say so; one that rejects more than this is broken."""
 
 MIN_ROWS: Final = 4
 """An episode of fewer rows may be discarded: nobody finishes one within a tenth of a second."""
@@ -96,6 +99,8 @@ class Harness:
         # A starved virtual camera repeats frames; what is tested here is that they are kept, not how many.
         self.live = LiveStation(folder, recording__max_repeat_pct=100.0, recording__min_free_gb=0.0, **small)
         self._wire_seen = 0
+        self._log_seen = 0
+        self._let_go: set[int] = set()  # servos that have had no goal since
         self._last_goal: dict[int, tuple[int, int]] = {}
 
     def run(self, kills: int, report: Any = print) -> Tally:
@@ -108,6 +113,8 @@ class Harness:
             if number % 5 == 0 or number == kills:
                 report(f"{number}/{kills} kills, {len(self.tally.finished)} finished, "
                        f"{len(self.tally.problems)} problems")  # fmt: skip
+        if len(self.tally.rejected) > max(1, kills * REJECTED_SHARE):
+            self._problem(f"{len(self.tally.rejected)} episodes were rejected")
         return self.tally
 
     def close(self) -> None:
@@ -138,7 +145,7 @@ class Harness:
             if result["outcome"] == "committed":
                 self.tally.finished[task] = result["frames"]
             else:
-                self.tally.rejected.append(result["reason"])
+                self._count_rejected(task, result["reason"])
         self._recover(victim, killed_at)
         rows_due = recording_since.rows_at(recorded_until or killed_at)
         self._check(task, rows_due, finished=bool(answer))
@@ -232,8 +239,21 @@ class Harness:
                     self._problem(f"unfinished episode {task!r} lost {lost_s:.2f} s ({rows_due:.0f} rows, {kept} kept)")
         self._check_wire()
 
+    def _count_rejected(self, task: str, reason: str) -> None:
+        self.tally.rejected.append(reason)
+        if "rows are missing" not in reason:
+            self._problem(f"finished episode {task!r} was rejected: {reason}")
+
+    def _was_let_go(self) -> bool:
+        """Whether the arm went limp since this was asked last, by the agent's own log."""
+        fresh = self.live.log.read_bytes()[self._log_seen :]
+        self._log_seen += len(fresh)
+        return b'"after": "limp"' in fresh
+
     def _check_wire(self) -> None:
         """Two goals of one servo in a row never differ by more than its speed limit allows."""
+        if self._was_let_go():
+            self._let_go |= self._last_goal.keys()
         # Read once: goals are written all the time, and those between two reads would look like a pause and a jump.
         fresh = self.live.wire(self._wire_seen)
         self._wire_seen += len(fresh)
@@ -246,11 +266,13 @@ class Harness:
                 restarted = at_ns - before_ns > PAUSE_NS
                 allowed = ADOPTED_DEG if restarted else speed * 2 / FPS + 1.0
                 step = abs(goal - before) / COUNTS_PER_DEGREE
-                if restarted and entry["present"] is not None:
+                if restarted and servo in self._let_go and entry["present"] is not None:
                     step = min(step, abs(goal - entry["present"]) / COUNTS_PER_DEGREE)
                 if step > allowed:
                     self._problem(f"servo {servo} jumped {step:.1f} degrees in {(at_ns - before_ns) / 1e6:.0f} ms")
                 self.tally.largest_step_deg = max(self.tally.largest_step_deg, step - allowed)
+                if restarted:
+                    self._let_go.discard(servo)
             self._last_goal[servo] = (at_ns, goal)
 
     def _open_with_lerobot(self) -> None:
