@@ -99,6 +99,7 @@ class SuperNode:
         self._folders, self._room, self._heard = folders, room, heard
         self._process: Process | None = None
         self._warm: Process | None = None
+        self._warm_since = 0
         self._reading: asyncio.Task[None] | None = None
         self._environment: dict[str, str] = {}
         self.diary = Diary()
@@ -155,9 +156,14 @@ class SuperNode:
         }
 
     async def warm_up(self) -> None:
-        """From now on trainers begin without imports. Once; that it does not work costs only time."""
-        if self._warm is not None:
+        """From now on trainers begin without imports. That it does not work costs only time.
+
+        One that has ended (it is the first to go when memory runs out) is started again after the next reply, not at
+        once: what killed it may still hold.
+        """
+        if self._warm is not None and (self.warm_pid or self.diary.sent == self._warm_since):
             return
+        self._warm_since = self.diary.sent
         group = self._room.trainer
         words = (sys.executable, "-m", "agent.fl.warm", str(self._folders.warm))
         launch = Launch(words, idle=True, cgroup=str(group) if group else None)
@@ -166,6 +172,11 @@ class SuperNode:
                 *command(launch), stdin=DEVNULL, stdout=log, stderr=log, env=self._environment,
                 cwd=self._folders.work, start_new_session=True,
             )  # fmt: skip
+
+    @property
+    def warm_pid(self) -> int | None:
+        """Of the process that has the imports done; None where none runs."""
+        return self._warm.pid if self._warm and self._warm.returncode is None else None
 
     async def cool_down(self) -> None:
         """Give back the memory of it."""

@@ -1,6 +1,7 @@
 """A process that has the imports done becomes the trainer that another process was started for."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,8 +12,11 @@ import msgspec
 import pytest
 
 from agent.fl.brief import VARIABLE as BRIEF
+from agent.fl.room import Room
 from agent.fl.runner import VARIABLE as RULES
 from agent.fl.runner import Rules
+from agent.fl.supernode import Folders, SuperNode
+from tests.fl.bench import until
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,3 +67,26 @@ def test_without_one_a_trainer_does_its_imports_itself(short_dir: Path) -> None:
 
 def test_a_trainer_does_not_wait_for_it_when_the_arm_is_needed(warm: Path, short_dir: Path) -> None:
     assert "handed over: False" in handed_over(warm, short_dir, stop="True").stdout
+
+
+async def test_one_that_was_killed_is_started_again_after_the_next_reply_and_not_before(short_dir: Path) -> None:
+    """At once would be a circle where memory ran out; never would leave all later trainers cold."""
+    folders = Folders(short_dir)
+    folders.work.mkdir()
+    node = SuperNode(folders, Room("test", short_dir, 2 * 10**9, folders.tenant), lambda: None)
+    try:
+        await node.warm_up()
+        first = node.warm_pid
+        assert first is not None
+        await node.warm_up()
+        assert node.warm_pid == first  # one is enough
+        os.kill(first, signal.SIGKILL)
+        await until("it is gone", lambda: node.warm_pid is None, 10)
+        await node.warm_up()
+        assert node.warm_pid is None
+        node.diary.hear("Sent successfully")
+        await node.warm_up()
+        assert node.warm_pid not in (None, first)
+    finally:
+        await node.cool_down()
+    assert node.warm_pid is None
