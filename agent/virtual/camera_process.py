@@ -5,6 +5,7 @@ arrays it returns RGB. Started by `Cameras` with a `Job`; ends when its standard
 """
 
 import base64
+import faulthandler
 import json
 import os
 import signal
@@ -208,6 +209,7 @@ def _say(line: dict[str, object]) -> None:
 
 
 def main() -> int:
+    faulthandler.enable()  # drawing is native code: where it was, when that crashes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the station ends us
     draw_like_hardware()
     stop = threading.Event()

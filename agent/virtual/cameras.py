@@ -1,8 +1,10 @@
 """The station's side of its cameras: starts the process that draws them, feeds it, and passes faults on."""
 
 import json
+import math
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -16,12 +18,14 @@ from agent.errors import AgentError, BadInput
 from agent.virtual.bus import WireLog
 from agent.virtual.camera_block import CameraBlock, CameraFault, CameraSpec, Job, Moment
 from agent.virtual.dynamics import Dynamics
+from agent.virtual.realtime import as_a_program
 from agent.virtual.stamp import read_stamp
 
 __all__ = ["CameraFault", "CameraSpec", "Cameras", "read_stamp"]
 
 FIRST_FRAME_S: Final = 30.0  # importing OpenCV and MuJoCo takes seconds on a busy host
 ENDING_S: Final = 5.0
+RARELY_S: Final = 60.0  # a second crash within this time is no accident
 
 
 class Cameras:
@@ -50,22 +54,47 @@ class Cameras:
             memory_fd=self._block.fd,
         )
         self._process: subprocess.Popen[bytes] | None = None
+        self._crashed_s = -math.inf
 
     def start(self) -> None:
         """Raises BadInput when a port is taken, AgentError when nothing is drawn in time."""
         self._dynamics.on_step = self._pass_on
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "agent.virtual.camera_process", msgspec.json.encode(self._job).decode()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[self._block.fd],
-        )
+        self._begin()
+
+    def stop(self) -> None:
+        self._dynamics.on_step = None
+        self._end()
+        os.close(self._block.fd)
+
+    def look_after(self) -> None:
+        """Call this now and then. What was killed by a signal is started again, and the cameras are back as after a
+        pulled cable: once in many hours native code (MuJoCo's, Mesa's or OpenCV's) crashed over a broken heap, and
+        half an experiment was lost to it. Raises AgentError when it has ended by itself, or crashes twice within a minute.
+        """
+        code = self._process.poll() if self._process else None
+        if code is None:
+            return
+        before_s, self._crashed_s = self._crashed_s, time.monotonic()
+        if code >= 0 or self._crashed_s - before_s < RARELY_S:
+            raise AgentError("The virtual cameras stopped drawing.", "See the error above.")
+        name = signal.Signals(-code).name
+        sys.stderr.write(f"What draws the virtual cameras was ended by {name}, and is started again.\n")
+        self._end()
+        self._begin()
+
+    def _begin(self) -> None:
+        with as_a_program():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "agent.virtual.camera_process", msgspec.json.encode(self._job).decode()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[self._block.fd],
+            )
         said = self._first_line()
         if "message" in said:
             raise BadInput(said["message"], said["hint"])
 
-    def stop(self) -> None:
-        self._dynamics.on_step = None
+    def _end(self) -> None:
         if self._process and self._process.stdin and self._process.stdout:
             self._process.stdin.close()
             try:
@@ -75,11 +104,6 @@ class Cameras:
                 self._process.wait()
             self._process.stdout.close()
             self._process = None
-        os.close(self._block.fd)
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
 
     def set_fault(self, name: str | None, fault: CameraFault) -> None:
         """For one camera, or for all with `None`. Takes effect at the next frame."""

@@ -1,8 +1,10 @@
 """Hardware does not slow down when the host is busy; where permitted, what stands for it does not either."""
 
+import contextlib
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 PRIORITY: Final = 20
@@ -26,6 +28,17 @@ def run_like_hardware() -> bool:
     except PermissionError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def as_a_program() -> Iterator[None]:
+    """What is started in here does not inherit the calling thread's SCHED_FIFO."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def keep_answering() -> None:

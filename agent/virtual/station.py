@@ -179,12 +179,12 @@ def run(
         cubes=cubes,
     ) as station:
         keep_answering()
-        run_like_hardware()  # after the cameras were started: they would inherit it
+        run_like_hardware()
         sys.stdout.write(f"virtual station ready: {config.station} ({config.robot.model}), {_places(station)}\n")
         sys.stdout.flush()
         while not stop.wait(WATCH_S):
-            if station.cameras and not station.cameras.alive:
-                raise AgentError("The virtual cameras stopped drawing.", "See the error above.")
+            if station.cameras:
+                station.cameras.look_after()
             if not station.plant.alive:
                 raise AgentError("The virtual mechanics stopped.", "See the error above.")
 

@@ -444,3 +444,39 @@ def test_the_program_says_when_it_is_ready_and_leaves_nothing_behind(short_dir: 
         program.wait()
     assert not list((short_dir / "state" / "dev").iterdir())
     assert not list((short_dir / "state" / "run").iterdir())
+
+
+def test_what_draws_is_started_again_when_it_crashes_but_not_in_a_circle(short_dir: Path) -> None:
+    values = settings(short_dir)
+    config = StationConfig(**values)
+    file = short_dir / "station.yaml"
+    file.write_text(yaml.safe_dump(values))
+    words = [sys.executable, "-m", "agent.virtual", "-c", str(file)]
+    program = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def drawing() -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()]
+
+    try:
+        assert program.stdout
+        assert program.stdout.readline().startswith("virtual station ready")
+        camera = make_camera(config, "front")
+        camera.connect(warmup=False)
+        camera.async_read(timeout_ms=3000)
+        (first,) = drawing()
+        os.kill(first, signal.SIGSEGV)
+        until(lambda: drawing() not in ([], [first]), "another draws", 30)
+        (second,) = drawing()
+        assert not urgent(second)
+        camera.async_read(timeout_ms=30_000)
+        camera.disconnect()
+        assert inject(config, {"state": True})["state"]["cameras"]["front"]["fault"] == "none"
+        os.kill(second, signal.SIGSEGV)
+        assert program.wait(30) != 0
+        assert program.stderr
+        said = program.stderr.read()
+        assert "ended by SIGSEGV, and is started again" in said
+        assert "The virtual cameras stopped drawing" in said
+    finally:
+        program.kill()
+        program.wait()
