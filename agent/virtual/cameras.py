@@ -69,7 +69,7 @@ class Cameras:
     def look_after(self) -> None:
         """Call this now and then. What was killed by a signal is started again, and the cameras are back as after a
         pulled cable: once in many hours native code (MuJoCo's, Mesa's or OpenCV's) crashed over a broken heap, and
-        half an experiment was lost to it. Raises AgentError when it has ended by itself, or crashes twice within a minute.
+        half an experiment was lost to it. Raises AgentError when it ended by itself, or crashes twice in a minute.
         """
         code = self._process.poll() if self._process else None
         if code is None:

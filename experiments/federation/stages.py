@@ -125,12 +125,12 @@ class Stages:
             self._evaluate(self._curve_file(number), TOGETHER, number, numbers)
 
     def stack(self) -> None:
-        """Everybody but the controls through the whole stack, in real time."""
+        """Everybody but the stations that learn three times as long through the whole stack, in real time."""
         results = self._results()
         if not self.recipe.stack_starts or not report.complete(results):
             return
-        for name in (name for name in results if not name.endswith((LONGER, FASTER))):
-            file = self.out / "stack" / f"{name}.json"
+        for name in (name for name in results if not name.endswith(LONGER)):
+            file = self._stack_file(name)
             if not file.exists():
                 bundle = self.bundle(name, self._done(name))
                 _through_the_stack(
@@ -157,8 +157,10 @@ class Stages:
             text.append(report.unfinished(unfinished))
         if report.complete(results):
             text.append(report.verdict(results))
-        if stack := {path.stem: load(path) for path in sorted((self.out / "stack").glob("*.json"))}:
-            text += ["Through the whole stack:\n", report.table(stack, self._steps())]
+        if stack := {name: load(self._stack_file(name)) for name in self.names() if self._stack_file(name).exists()}:
+            text += ["Through the whole stack:\n", report.table(stack, self._steps(), rested=False)]
+            if report.complete(stack):
+                text.append(report.verdict(stack))
         (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
         self._console.print("\n".join(text))
 
@@ -216,6 +218,9 @@ class Stages:
 
     def results_file(self, name: str) -> Path:
         return self.out / "results" / f"{name}.json"
+
+    def _stack_file(self, name: str) -> Path:
+        return self.out / "stack" / f"{name}.json"
 
     def _curve_file(self, number: int) -> Path:
         return self.out / "curve" / f"{number:03d}.json"
