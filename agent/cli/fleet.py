@@ -1,6 +1,7 @@
 """The machine of a fleet: let stations in, serve them, start runs, see how they go. Imports flwr late, torch never."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -78,6 +79,7 @@ def init(
     from agent.fl.certificates import fingerprint, read_certificate
     from agent.fl.fleet import Fleet
 
+    _as_its_owner(folder)
     fleet = Fleet.init(folder, name or folder.expanduser().absolute().name.lower(), tuple(host or ()))
     print_ = fingerprint(read_certificate(fleet.authority))
     reach = ", ".join(fleet.settings.hosts) or "this machine alone (no --host was given)"
@@ -220,9 +222,28 @@ def _open(folder: Path) -> "Fleet":
     """Raises BadInput where no fleet is: before anything is asked of one that seems to be away or empty."""
     from agent.fl.fleet import Fleet
 
+    _as_its_owner(folder)
     fleet = Fleet(folder)
     _ = fleet.settings
     return fleet
+
+
+def _as_its_owner(folder: Path) -> None:
+    """Root at a fleet that is served by a user of its own becomes that user, for good, who reads what root does.
+
+    What is written there is to be read and written by who serves it: a run's folder that belongs to root would take
+    none of its rounds.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        found = folder.expanduser().stat()
+    except OSError:
+        return  # there is none yet; whoever opens it says so
+    if found.st_uid != 0:
+        from agent.fl import shelter
+
+        shelter.become(found.st_uid, found.st_gid, reading=True)
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ def enter(fence: Fence) -> int:
     version = landlock()
     ruleset = _ruleset(version, fence) if version else None
     if fence.uid is not None and fence.gid is not None:
-        _become(fence.uid, fence.gid, reading=ruleset is not None)
+        become(fence.uid, fence.gid, reading=ruleset is not None)
     if ruleset is None:
         return 0
     try:
@@ -134,6 +134,21 @@ def enter(fence: Fence) -> int:
     finally:
         os.close(ruleset)
     return version
+
+
+def become(uid: int, gid: int, *, reading: bool) -> None:
+    """From root to another user, in no other group, for good. With `reading` it still reads whatever no fence forbids,
+    whoever's it is: an environment or a station may lie in a folder that is closed to others. Raises OSError."""
+    library = ctypes.CDLL(None, use_errno=True)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    if reading:
+        library.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setresuid(uid, uid, uid)
+    kept = CAP_DAC_READ_SEARCH if reading else 0
+    header, sets = struct.pack("=Ii", CAPABILITIES_V3, 0), struct.pack("=6I", kept, kept, 0, 0, 0, 0)
+    if library.capset(header, sets) != 0:
+        raise _error("capset")
 
 
 def python() -> list[str]:
@@ -176,21 +191,6 @@ def _allow(ruleset: int, name: str, rights: int) -> None:
             raise _error(f"Landlock, {name}")
     finally:
         os.close(descriptor)
-
-
-def _become(uid: int, gid: int, *, reading: bool) -> None:
-    """Another user, in no other group. With `reading` it reads whatever is on the list, whoever's it is: an environment
-    or a station may lie in a folder that is closed to others."""
-    library = ctypes.CDLL(None, use_errno=True)
-    os.setgroups([])
-    os.setresgid(gid, gid, gid)
-    if reading:
-        library.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
-    os.setresuid(uid, uid, uid)
-    kept = CAP_DAC_READ_SEARCH if reading else 0
-    header, sets = struct.pack("=Ii", CAPABILITIES_V3, 0), struct.pack("=6I", kept, kept, 0, 0, 0, 0)
-    if library.capset(header, sets) != 0:
-        raise _error("capset")
 
 
 def _call(number: int, *args: object) -> int:

@@ -29,8 +29,12 @@ LOOK_S: Final = 0.05
 SHARED: Final = Path("/bench")
 """Where the shared folder is seen. Not in a temporary folder, which systemd empties."""
 
-PRIVILEGES: Final = ("--capability=CAP_SYS_RESOURCE,CAP_BPF,CAP_PERFMON", "--system-call-filter=bpf")
-"""Which nspawn withholds and a systemd has that is PID 1 of hardware: to raise limits, and to enforce DeviceAllow=."""
+PRIVILEGES: Final = (
+    "--capability=CAP_SYS_RESOURCE,CAP_BPF,CAP_PERFMON",
+    "--system-call-filter=bpf landlock_create_ruleset landlock_add_rule landlock_restrict_self",
+)
+"""Which nspawn withholds and a systemd has that is PID 1 of hardware: to raise limits, to enforce DeviceAllow=, and for
+programs to shut themselves in."""
 
 NAMESPACES: Final = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
