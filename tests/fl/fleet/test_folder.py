@@ -1,6 +1,7 @@
 """A fleet's folder: its authority, its certificate, and who may take part."""
 
 import json
+import os
 import ssl
 import stat
 import subprocess
@@ -215,3 +216,18 @@ def test_the_commands_on_a_fleet_that_is_not_served(tmp_path: Path) -> None:
     assert code == 2
     code, _ = so_agent("fleet", "remove-station", "kitchen", folder=folder)
     assert code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_writes_as_the_user_whose_fleet_it_is(fleet: Fleet, tmp_path: Path) -> None:
+    """Its server would not be able to read what is root's. What only root can read, it still reads."""
+    nobody = 65534
+    for path in (fleet.folder, *fleet.folder.rglob("*")):
+        os.chown(path, nobody, nobody)
+    public = tmp_path / "kitchen.pub"
+    public.write_text(key())
+    public.chmod(0o600)
+    code, said = so_agent("fleet", "add-station", "kitchen", "--key", str(public), folder=fleet.folder)
+    assert code == 0, said
+    assert (fleet.stations / "kitchen.pub").is_file()
+    assert {path.stat().st_uid for path in (fleet.folder, *fleet.folder.rglob("*"))} == {nobody}
