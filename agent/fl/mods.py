@@ -5,6 +5,7 @@ compressing   the change of training becomes what travels (compression.py)
 protecting    it is shortened and gets noise (privacy.py); without either, nothing happens here
 """
 
+import contextlib
 import logging
 import math
 from pathlib import Path
@@ -47,7 +48,8 @@ def declining(message: Message, context: Context, call_next: ClientAppCallable) 
     LOG.warning("not taking part (%s): %s", code.name, reason)
     brief = read_brief()
     if brief is not None:
-        replace(Path(brief.progress), Progress("", 0, 0, f"declined: {reason}", 0, 0))
+        with contextlib.suppress(OSError):  # a full disk, which may be what went wrong
+            replace(Path(brief.progress), Progress("", 0, 0, f"declined: {reason}", 0, 0))
     return Message(Error(code=int(code), reason=code.sentence), reply_to=message)
 
 

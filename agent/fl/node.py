@@ -356,6 +356,8 @@ class Node:
             case {"refused": str(reason)}:
                 self.refused = reason
                 self._on_event(reason, {"refused": True})
+            case {"failed": str(reason)}:
+                logger.warning("a message of the fleet went wrong", reason=reason)
             case {"trainer_ended": int(), "peak_mb": int(peak)}:
                 self.peak_mb = peak
 

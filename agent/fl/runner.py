@@ -4,6 +4,8 @@ Flower's SuperNode starts whatever is called `flwr-clientapp` in PATH, once for 
 * An app that is not on the station's list is refused with a sentence, before a file of it is unpacked.
 * SIGTERM makes it reply that the arm is needed. Flower's own would end without a reply, and the SuperNode would wait
   for it, online but deaf.
+* What goes wrong around the app is told to the station. Flower would send the fleet the text of the exception, in which
+  there are names of folders.
 * It says who it is, so that it can be frozen, and shuts itself in: no device, no file but what it needs (shelter.py).
 
 `flwr-agentapp` and the like are this program, too, and refuse: what they run was never meant for a station.
@@ -48,6 +50,7 @@ TOUCHED: Final = (
     "register_signal_handlers",
     "get_load_client_app_fn",
     "start_parent_process_monitor",
+    "push_message",
 )
 """Names that Flower's runner looks up in its own module when it calls them."""
 
@@ -123,6 +126,16 @@ class Answer:
 
         return answer
 
+    def discreet(self, reply: Any) -> Any:
+        """The fleet gets the kind of an error that Flower has written itself: with a full disk, an app that cannot be
+        unpacked, its text names every file."""
+        from flwr.app import Error
+
+        if reply.has_error() and reply.error.code not in set(Decline):
+            say({"failed": reply.error.reason})
+            reply.error = Error(int(Decline.FAILED), Decline.FAILED.sentence)
+        return reply
+
     @property
     def refused(self) -> bool:
         return bool(self._refusal)
@@ -151,7 +164,7 @@ def attach(answer: Answer) -> None:
     """Let `answer` stand between Flower's runtime and the app."""
     import flwr.supernode.runtime.run_clientapp as flower
 
-    pull, install, handlers, loader, _ = (getattr(flower, name) for name in TOUCHED)
+    pull, install, handlers, loader, _, push = (getattr(flower, name) for name in TOUCHED)
 
     def pull_task_input(client: Any) -> Any:
         message, context, run, fab = pull(client)
@@ -172,12 +185,16 @@ def attach(answer: Answer) -> None:
     def start_parent_process_monitor(parent_pid: int) -> None:
         threading.Thread(target=_end_with, args=(parent_pid, born(parent_pid)), daemon=True).start()
 
+    def push_message(client: Any, message: Any, context: Any) -> None:
+        push(client, answer.discreet(message), context)
+
     for ours in (
         pull_task_input,
         install_from_fab,
         register_signal_handlers,
         get_load_client_app_fn,
         start_parent_process_monitor,
+        push_message,
     ):
         setattr(flower, ours.__name__, ours)
 

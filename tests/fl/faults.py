@@ -2,13 +2,15 @@
 
 For each fault, from its moment on: how long until the server's round was over, and what that got; how long until
 another round, of another run, was done by the station. A station that does not come back, or a round that does not end,
-fails the harness.
+fails the harness. A full disk needs root: the station's folder is a small one of its own then.
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,13 +33,19 @@ ROUND_S: Final = 240.0
 SECONDS: Final = 20.0  # of training in a round
 ALONGSIDE: Final = 3
 AWAY_S: Final = 60.0
+DISK: Final = "400m"
+FULL: Final = "disk-full-60-s"
 
 
 class Scene:
     """A fleet with one station in the middle of a round."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, small_disk: bool) -> None:
         self.folder = folder
+        self.disk = folder / "kitchen" if small_disk else None
+        if self.disk:
+            self.disk.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", self.disk], check=True)
         self.server = Server(folder, free_ports(1)[0])
         self.member = Member(folder, "kitchen", apps=(PATIENT_HASH,), keep_warm=False)
 
@@ -59,6 +67,8 @@ class Scene:
     async def end(self) -> None:
         await self.member.stop()
         await asyncio.to_thread(self.server.stop)
+        if self.disk:
+            await asyncio.to_thread(subprocess.run, ["umount", "--lazy", self.disk], check=True)
 
     @property
     def trainer(self) -> int:
@@ -100,6 +110,21 @@ async def network_gone(scene: Scene) -> None:
     os.kill(gate, signal.SIGCONT)
 
 
+async def disk_full(scene: Scene) -> None:
+    """To the last byte, whoever owns it."""
+    assert scene.disk
+    rest = scene.disk / "rest"
+    with rest.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    with rest.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b".")
+    assert shutil.disk_usage(scene.disk).free == 0
+    await asyncio.sleep(AWAY_S)
+    rest.unlink()
+
+
 async def server_gone(scene: Scene) -> None:
     """For so long that the SuperNode is given up; then it is back."""
     await asyncio.to_thread(scene.server.stop)
@@ -116,6 +141,7 @@ FAULTS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "trainer-stopped": trainer_stopped,
     "supernode-stopped-60-s": supernode_stopped,
     "network-gone-60-s": network_gone,
+    FULL: disk_full,
 }
 FORGETS: Final = {"superlink-killed", "server-gone"}
 """The SuperLink's memory is empty then: this run is over, and `fleet serve` would begin it again."""
@@ -123,7 +149,7 @@ FORGETS: Final = {"superlink-killed", "server-gone"}
 
 async def one(name: str, console: Console) -> tuple[str, ...]:
     folder = Path(tempfile.mkdtemp(prefix="so-", dir="/tmp"))
-    scene = Scene(folder)
+    scene = Scene(folder, small_disk=name == FULL)
     try:
         output = await scene.begin()
         began_s = time.monotonic()
@@ -187,6 +213,9 @@ async def all_of(names: list[str], console: Console) -> tuple[Table, int]:
 def main() -> int:
     console = Console(width=None if Console().is_terminal else 120)
     names = sys.argv[1:] or list(FAULTS)
+    if FULL in names and os.geteuid() != 0:
+        console.print(f"{FULL} is left out: only root can make a small disk.")
+        names.remove(FULL)
     if unknown := set(names) - set(FAULTS):
         console.print(f"There is no fault {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}.")
         return 2

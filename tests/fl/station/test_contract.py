@@ -64,6 +64,9 @@ def test_the_runner_looks_up_in_its_module_what_is_replaced_there() -> None:
     assert "install_from_fab(fab.content, skip_prompt=True)" in source
     assert "load_client_app_fn(\n            run.fab_id, run.fab_version, fab.hash_str\n        )" in source
     assert "reply_message = client_app(message=message, context=context)" in source
+    # What ours makes of an error's text: the last thing that happens to a reply.
+    assert list(inspect.signature(runner_of_flower.push_message).parameters) == ["client", "message", "context"]
+    assert "push_message(client, reply_message, context)" in source
     # The handler of SIGTERM is set by the function that is replaced, so ours comes after it.
     assert "signal.signal(" in inspect.getsource(signal_handler.register_signal_handlers)
 

@@ -8,6 +8,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+from agent.fl.exchange import Decline
 from agent.fl.fleet import Fleet
 from agent.fl.fleet_gate import FORWARDED
 from agent.fl.node import NodeState
@@ -59,6 +60,18 @@ async def test_a_fleet_that_is_not_there_is_said_to_be_away(member: Callable[...
     await lonely.until(NodeState.WAITING)
     assert "cannot be reached: " in lonely.reason
     assert "trying again in 5 s" in lonely.reason
+
+
+async def test_what_goes_wrong_in_an_app_is_told_to_the_station_and_its_kind_to_the_fleet(
+    shared_server: Server, member: Callable[..., Member]
+) -> None:
+    clumsy = member("clumsy", shared_server)
+    clumsy.start()
+    await clumsy.until(NodeState.ONLINE)
+    output = await shared_server.be_patient("clumsy", num_server_rounds=1, manners="clumsy")
+    await until("the server has its answer", lambda: notes(output))
+    assert notes(output)[0]["errors"] == [[Decline.FAILED, Decline.FAILED.sentence]]
+    await until("the station has the rest", lambda: "/home/ada/kitchen" in clumsy.log())
 
 
 async def test_an_app_that_is_not_on_the_list_is_refused_before_it_is_unpacked(

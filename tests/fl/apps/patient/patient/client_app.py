@@ -23,6 +23,8 @@ def train(message: Message, context: Context) -> Message:
     manners, seconds = str(context.run_config["manners"]), float(context.run_config["seconds"])
     if manners == "crash":
         os._exit(7)
+    if manners == "clumsy":
+        raise FileNotFoundError("/home/ada/kitchen")
     steps, until = 0, time.monotonic() + seconds
     while time.monotonic() < until:
         if manners == "good" and flag().exists():
