@@ -1,5 +1,6 @@
 """The table and the two pictures of docs/federation-proof.md."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ COLOURS: Final = {
     f"{EVERYTHING}{FASTER}": "tab:olive",
 }
 LOCAL_COLOUR: Final = "tab:orange"
+LONGER_COLOUR: Final = "tab:red"
 
 MORE_POINTS: Final = 20.0
 """Federated is to be better than the best local by this much."""
@@ -115,7 +117,7 @@ def draw_bars(file: Path, results: Mapping[str, Results], title: str) -> None:
     axes = figure.subplots()
     for place, (name, each) in enumerate(reversed(results.items())):
         low, high = each.interval
-        axes.barh(place, 100 * each.share, color=COLOURS.get(name, LOCAL_COLOUR), alpha=0.85)
+        axes.barh(place, 100 * each.share, color=_colour(name), alpha=0.85)
         axes.plot([100 * low, 100 * high], [place, place], color="black", lw=1.2, marker="|")
     axes.set_yticks(range(len(results)), [label(name) for name in reversed(results)])
     axes.set_xlim(0, 100)
@@ -141,10 +143,9 @@ def draw_rounds(file: Path, curve: Mapping[int, Results], lines: Mapping[str, Re
     axes.plot(
         rounds, [100 * curve[number].share for number in rounds], "o-", color=COLOURS[TOGETHER], label="federated"
     )
-    styles = iter(("--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1))))
+    styles = itertools.cycle(("--", ":", "-."))
     for name, each in lines.items():
-        colour = COLOURS.get(name, LOCAL_COLOUR)
-        axes.axhline(100 * each.share, color=colour, ls=next(styles), lw=1.3, label=label(name))
+        axes.axhline(100 * each.share, color=_colour(name), ls=next(styles), lw=1.3, label=label(name))
     axes.set_ylim(0, 103)
     axes.set_xlabel("round")
     axes.set_ylabel("starts that end within 2 cm of the named disc, %")
@@ -152,6 +153,10 @@ def draw_rounds(file: Path, curve: Mapping[int, Results], lines: Mapping[str, Re
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     _save(figure, file)
+
+
+def _colour(name: str) -> str:
+    return LONGER_COLOUR if name.endswith(LONGER) else COLOURS.get(name, LOCAL_COLOUR)
 
 
 def _save(figure: Figure, file: Path) -> None:

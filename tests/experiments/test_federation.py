@@ -212,6 +212,16 @@ def test_the_verdict_names_the_best_local_and_says_whether_the_aims_are_reached(
     assert "aim 0.9: missed" in text
 
 
+def test_the_pictures_have_room_for_everybody(tmp_path: Path) -> None:
+    some = Results(tuple(start_of(number, "red disc") for number in range(5)))
+    parts = [each.part for each in SHARES]
+    names = [START, *parts, *(f"{part}{LONGER}" for part in parts), TOGETHER, EVERYTHING, f"{EVERYTHING}{FASTER}"]
+    everybody = dict.fromkeys(names, some)
+    report.draw_bars(tmp_path / "bars.png", everybody, "")
+    report.draw_rounds(tmp_path / "rounds.png", {0: some, 20: some}, everybody, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"bars.png", "rounds.png"}
+
+
 def test_alone_everybody_learns_with_the_same_steps_and_scales_evaluation_and_report_follow(
     stages: Stages, capsys: pytest.CaptureFixture[str]
 ) -> None:
