@@ -25,8 +25,10 @@ def enter(station: LiveStation, mode: str) -> None:
         case "hold":
             station.client.call("hold")
         case "aligning":
-            # Far from where the follower lies, so that it is on its way for seconds.
+            # Far from where the follower lies, so that it is on its way for seconds; one that is led there while the
+            # follower is beside it would be followed at once.
             station.inject(operator={"pose": [60, -35, 45, 65, 0, 5]})
+            wait_for("the leader is there", lambda: abs(leader_pan(station) - 60) < 1)
             station.client.call("teleop.start")
         case "teleop":
             station.teleop()
@@ -34,6 +36,10 @@ def enter(station: LiveStation, mode: str) -> None:
             station.client.call("hold")
             station.client.call("park")
     station.wait_mode(mode)
+
+
+def leader_pan(station: LiveStation) -> float:
+    return float(station.inject(state=True)["state"]["arms"]["leader"]["joints"]["shoulder_pan"])
 
 
 @pytest.mark.parametrize("mode", ["idle", "hold", "aligning", "teleop", "homing"])
