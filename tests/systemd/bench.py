@@ -93,8 +93,8 @@ class Bench:
         values["state_dir"] = "~/station"
         del values["cameras"]["wrist"]
         values["robot"]["follower"]["port"] = str(PORTS / "usb-follower")
-        values["federation"] = {"idle_min": 0.0, "min_free_memory_gb": 0.5, "min_free_disk_gb": 0.1}  # once enrolled
         values["robot"]["leader"]["port"] = str(PORTS / "usb-leader")
+        values["federation"] = {"idle_min": 0.0, "min_free_memory_gb": 0.5, "min_free_disk_gb": 0.1}  # once enrolled
         (self.shared / "station.yaml").write_text(yaml.safe_dump(values))
         calibration = self.live.config.robot.calibration_dir
         self.machine.run("cp", "-r", self._give(calibration), "/root/calibration")

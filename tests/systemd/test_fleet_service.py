@@ -5,6 +5,8 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,8 +107,11 @@ def test_a_station_learns_as_a_service_and_lets_its_operator_in(bench: Bench, fl
         (freezer,) = group.rglob("trainer/cgroup.freeze")
         assert freezer.read_text() == "0\n"
         bench.live.inject(operator="pause")
-        station.call("teleop.start")
-        assert freezer.read_text() == "1\n"
+        with ThreadPoolExecutor(1) as operator:
+            started = operator.submit(station.call, "teleop.start")
+            # For two seconds from the request on, however late its answer is.
+            wait_for("it stands still", lambda: freezer.read_text() == "1\n", 10.0)
+            started.result()
         bench.wait_mode("teleop", "hold")
         wait_for("it has left", lambda: federation()["state"] == "off", 60.0, lambda: json.dumps(federation()))
         station.call("hold")
@@ -133,7 +138,7 @@ def test_it_runs_as_a_user_of_its_own_and_leaves_nothing_behind(installed: Bench
     assert [path for path in found.split() if not path.startswith((FOLDER, "/var/cache/so-fleet"))] == []
 
 
-def _put(bench: Bench, source: Any, target: str, owner: str) -> None:
+def _put(bench: Bench, source: Path, target: str, owner: str) -> None:
     bench.machine.run("mkdir", "-p", target.rpartition("/")[0])
     bench.machine.run("cp", "-r", source, target)
     bench.machine.run("chown", "-R", f"{owner}:", target.rpartition("/")[0])
