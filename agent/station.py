@@ -274,6 +274,8 @@ class Station:
     def wanted(self) -> str | None:
         if self.motion.task or self.motion.loading:
             return "a task is under way"
+        if self.machine.mode is Mode.HOLD:
+            return "the station is in mode hold; `so-agent park` frees it"
         if self.machine.mode not in (Mode.IDLE, Mode.TRAINING):
             return f"the station is in mode {self.machine.mode}"
         return "somebody asked for the arm" if self._wanting else None

@@ -31,10 +31,10 @@ COLUMNS: Final = (
     ("declined", "declined"),
     ("silent", "silent"),
     ("rows", "rows"),
-    ("train loss", "train_loss"),
-    ("held-out loss", "held_out_loss"),
+    ("loss", "train_loss"),
+    ("held out", "held_out_loss"),
     ("seconds", "seconds"),
-    ("bytes from a station", "bytes_from_station"),
+    ("bytes", "bytes_from_station"),
 )
 
 FleetFolder = Annotated[
@@ -275,7 +275,7 @@ def _print_run(console: Console, run: dict[str, Any]) -> None:
     )  # fmt: skip
     if not run["rounds"]:
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)  # 80 columns are enough
     for column, _ in COLUMNS:
         table.add_column(column, justify="right")
     for each in run["rounds"][-ROUNDS_SHOWN:]:
