@@ -80,9 +80,10 @@ class EventLog:
         self._clock = clock
         self._memory: deque[Event] = deque(maxlen=MEMORY_EVENTS)
         self._listeners: set[Listener] = set()
-        # The milliseconds of the start: larger than any number of an earlier run, which lasted longer than it had
-        # events. So a listener that comes back after a restart only has to say what it heard last.
-        self._first = self._next = round(clock.wall_s() * 1000)
+        # The microseconds of the start: larger than any number of an earlier run, for no run has an event every
+        # microsecond, and exact in JavaScript for two centuries. So a listener that comes back after a restart only
+        # has to say what it heard last.
+        self._first = self._next = round(clock.wall_s() * 1_000_000)
 
     @property
     def last(self) -> int:

@@ -51,10 +51,13 @@ def test_the_memory_is_bounded_and_says_what_it_forgot(log: EventLog) -> None:
     assert events[0].data["number"] == 7
 
 
-def test_a_restart_gives_larger_numbers_also_to_those_who_heard_the_run_before(clock: HandClock) -> None:
+@pytest.mark.parametrize(("count", "later_s"), [(50, 3.0), (2, 0.001)])
+def test_a_restart_gives_larger_numbers_also_to_those_who_heard_the_run_before(
+    clock: HandClock, count: int, later_s: float
+) -> None:
     before = EventLog(clock)
-    publish(before, 50)
-    clock.pass_s(3.0)
+    publish(before, count)
+    clock.pass_s(later_s)
     after = EventLog(clock)
     publish(after, 2)
     lost, events = after.since(before.last)

@@ -135,7 +135,7 @@ async def test_training_takes_an_idle_station_only_and_gives_it_back(station: St
     station.training(None)
     assert station.machine.mode is Mode.IDLE
     await station.handle("hold", {}, nowhere)
-    assert station.wanted() == "the station is in mode hold"
+    assert station.wanted() == "the station is in mode hold; `so-agent park` frees it"
     station.training("round 3")
     assert station.machine.mode is Mode.HOLD
     station.training(None)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ FAR = 300
 """Counts: 26 degrees."""
 
 GRIPPER = len(JOINTS)
+
+SILENCE_S = 0.3
+"""Ten ticks of the control loop: an arm process that lives would have written a goal."""
 
 
 @pytest.fixture
@@ -75,6 +79,15 @@ def command(arm: VirtualArm, servo_id: int, offset: int = 0) -> None:
         servo = arm.servo(servo_id)
         servo.set(Register.GOAL_POSITION, servo.present_position() + offset)
         servo.write(Register.TORQUE_ENABLE, b"\x01")
+
+
+def freeze(guard: subprocess.Popen[bytes], arm: VirtualArm) -> None:
+    """The arm process hangs. Returns when its last words on the wire, a goal perhaps, have reached the servos too."""
+    os.kill(guard.pid, signal.SIGSTOP)
+    heard = -1
+    while heard != arm.goals.count:
+        heard = arm.goals.count
+        time.sleep(SILENCE_S)
 
 
 def push(arm: VirtualArm, servo_id: int) -> None:
@@ -160,7 +173,7 @@ def test_without_an_agent_to_follow_the_arm_is_parked_and_released(config: Stati
 def test_an_arm_process_that_hangs_is_ended_and_its_arm_eased(
     config: StationConfig, arm: VirtualArm, guard: subprocess.Popen[bytes]
 ) -> None:
-    os.kill(guard.pid, signal.SIGSTOP)
+    freeze(guard, arm)
     push(arm, 2)
     answer = secure(config)
     assert guard.wait(5) == -signal.SIGKILL
