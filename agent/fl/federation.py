@@ -246,7 +246,8 @@ class Federation:
                 await asyncio.to_thread(self.promotion.decide, adapter, verdict)
         except (AgentError, OSError) as error:
             logger.warning("a candidate could not be tried", run=adapter.manifest.run, reason=str(error))
-            self.promotion.failed(adapter, str(error))
+            async with self._one_at_a_time:
+                self.promotion.failed(adapter, str(error))
 
     def _tell_soon(self, text: str, data: dict[str, Any]) -> None:
         """To the desk, from whatever thread: it belongs to the daemon's own loop."""

@@ -34,6 +34,9 @@ SIGN_OFF_S: Final = 20.0
 LOOK_S: Final = 60.0
 """For a small process to start on a busy computer."""
 
+LINE_BYTES: Final = 64 * 1024
+"""Of what it prints. An app may print anything."""
+
 LOG_BYTES: Final = 1_000_000
 
 PROGRAMS: Final = ("flwr-clientapp", "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp")
@@ -136,7 +139,7 @@ class SuperNode:
         # A session of its own: it and what it starts can be ended as one.
         self._process = await asyncio.create_subprocess_exec(
             *command(launch), stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=environment, cwd=folders.work,
-            start_new_session=True,
+            start_new_session=True, limit=LINE_BYTES,
         )  # fmt: skip
         self._room.enter(self._process.pid)
         self._reading = asyncio.create_task(self._read(self._process), name="supernode output")
@@ -253,7 +256,13 @@ class SuperNode:
         """What it prints goes into a file for people, and into the diary."""
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for
         with self._folders.log.open("ab") as log:
-            while line := await process.stdout.readline():
+            while True:
+                try:
+                    line = await process.stdout.readline()
+                except ValueError:  # longer than LINE_BYTES: nothing that is looked for, and the pipe must not stop
+                    continue
+                if not line:
+                    return
                 self.diary.hear(line.decode(errors="replace"))
                 self._heard()
                 with contextlib.suppress(OSError):  # a full disk must not stop the pipe
