@@ -189,7 +189,9 @@ class Station:
         if self._arm_first_heard_ns is None:
             self._arm_first_heard_ns = self._clock.now_ns()
         mode = self.machine.mode
-        if mode is Mode.STOPPING:
+        if mode is Mode.STOPPING:  # and it stays so, that nothing can be begun any more
+            if report.drive is Drive.ESTOP:
+                self.machine.reason = report.reason
             return
         if mode is Mode.FAULT and self.supervisor.failed() and report.drive is not Drive.ESTOP:
             return

@@ -151,6 +151,7 @@ async def test_an_emergency_stop_is_carried_out_and_read_back_in_every_mode(benc
     answer = await bench.page.call("estop", {"cause": "a hand"})
     assert answer["verified"] is True
     assert answer["mode"] == ("stopping" if mode is Mode.STOPPING else "estop")  # an agent that ends leaves the latch
+    assert "a hand" in answer["reason"]
     for verb in ("teleop.start", "park"):
         with pytest.raises(Refused):
             await bench.here.call(verb)
