@@ -45,6 +45,9 @@ HEARTBEAT_MS: Final = 5_000
 
 JPEG_OPTION: Final = "jpeg pictures"
 
+RECONNECT_MS: Final = 100
+"""Between two attempts to connect; zmq's own."""
+
 _DECLINED: Final = {error.code: error for error in (BadInput, Refused, BadPrediction)}
 """What a server may make the station raise; every other code is Transient."""
 
@@ -74,10 +77,12 @@ class RemoteEngine:
         self._numbers = itertools.count(1)
         self._greeted = False  # by the server as it is now; one that was away may have come back as another
         self.inference_s: float | None = None  # of the last chunk, as measured there
+        self._socket: zmq.Socket[bytes] | None = None  # None: the next request makes a new connection
+        self._handshakes: zmq.Socket[bytes] | None = None  # tells of those that fail
         self._connect()
         try:
             self._traits = self._await_welcome()
-        except AgentError:
+        except BaseException:
             self.close()
             raise
 
@@ -115,9 +120,10 @@ class RemoteEngine:
                 raise BadPrediction(f"The policy server at {self._address} answered something else than a chunk.")
 
     def close(self) -> None:
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close()
+        self._look_away()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     # --- the policy there ---
 
@@ -177,59 +183,75 @@ class RemoteEngine:
 
     # --- the connection ---
 
-    def _connect(self) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
-        self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._server)
-        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._own.public)
-        self._socket.setsockopt(zmq.CURVE_SECRETKEY, self._own.secret)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    def _connect(self) -> "zmq.Socket[bytes]":
+        """Raises BadInput when the address is none."""
+        peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket = peer
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.setsockopt(zmq.IPV6, int("[" in self._address))
+        peer.setsockopt(zmq.CURVE_SERVERKEY, self._server)
+        peer.setsockopt(zmq.CURVE_PUBLICKEY, self._own.public)
+        peer.setsockopt(zmq.CURVE_SECRETKEY, self._own.secret)
+        peer.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
+        peer.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        peer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         # Without it, failed handshakes look like silence. pyzmq's own name for it is that of the socket before, which
         # may still be on its way out.
-        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
+        self._handshakes = peer.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH | _HANDSHAKE_FAILED, f"inproc://handshakes-{secrets.token_hex(8)}"
         )
         try:
-            self._socket.connect(self._address)
+            peer.connect(self._address)
         except zmq.ZMQError as error:
             self.close()
             raise BadInput(
                 f"{self._address} is no address of a policy server: {error}.", "Write it as tcp://HOST:PORT."
             ) from error
+        return peer
 
-    def _reconnect(self) -> None:
-        """A fresh socket: nothing that was sent or is on its way can reach, or be taken for, what comes later."""
+    def _look_away(self) -> None:
+        """Handshakes are watched only while somebody waits for one. What is told to a monitor that nobody reads, or
+        that is gone, blocks libzmq's one thread, and with it every other socket of this process."""
+        if self._socket is not None and self._handshakes is not None:
+            self._socket.disable_monitor()
+            self._handshakes.close(0)
+        self._handshakes = None
+
+    def _hang_up(self) -> None:
+        """Nothing that was sent or is on its way can reach, or be taken for, what comes later."""
         self.close()
-        self._connect()
         self._greeted = False
 
     def _exchange(self, number: int, parts: list[bytes], deadline_ns: int) -> tuple[Reply, list[bytes]]:
         """The reply to the request with this number; others are late, doubled or reordered, and dropped."""
-        self._socket.send_multipart([VERSION, *parts])
+        peer = self._socket or self._connect()
+        peer.send_multipart([VERSION, *parts])
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(peer, zmq.POLLIN)
+        if self._handshakes is not None:
+            poller.register(self._handshakes, zmq.POLLIN)
         hint = "Is it running, and does it know this station's key?"
         while (left_ns := deadline_ns - self._clock.now_ns()) > 0:
             ready = dict(poller.poll(max(1, left_ns // NS_PER_MS)))
-            if self._socket in ready:
-                reply, buffers = self._opened(self._socket.recv_multipart())
+            if peer in ready:
+                if self._handshakes is not None:
+                    poller.unregister(self._handshakes)
+                    self._look_away()
+                reply, buffers = self._opened(peer.recv_multipart())
                 if reply.id != number:
                     continue
                 if isinstance(reply, Declined):
                     raise self._raised(reply)
                 return reply, buffers
-            if self._monitor in ready:
-                if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                    self._reconnect()  # zmq itself gives up after this
+            if self._handshakes is not None and self._handshakes in ready:
+                if recv_monitor_message(self._handshakes)["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    self._hang_up()  # zmq itself gives up after this
                     raise BadInput(
                         f"The policy server at {self._address} does not know this station's key.",
                         f"Its folder stations/ needs a file NAME.pub with the line: public {self._own.public.decode()}",
                     )
                 hint = f"Something answers there, but not the server of {self._folder / SERVER_PUB}: is that its key?"
-        self._reconnect()
+        self._hang_up()
         raise Transient(f"The policy server at {self._address} does not answer.", hint)
 
     def _opened(self, parts: list[bytes]) -> tuple[Reply, list[bytes]]:

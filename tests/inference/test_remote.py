@@ -1,5 +1,7 @@
 """A policy on another machine: what the station gets, also when the server fails it."""
 
+import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import pytest
 from agent.clock import nanoseconds
 from agent.config import Policy
 from agent.errors import AgentError, BadInput, BadPrediction, Fatal, Refused, Transient
+from agent.inference import remote as remote_module
 from agent.inference import server as server_module
 from agent.inference.bundle import Bundle
 from agent.inference.engine import Actions, Engine, Guidance, Observation, Traits
@@ -293,6 +296,57 @@ def test_a_server_that_came_back_as_another_tells_what_it_is_now(keys: Keys, smo
     with serving(keys, smolvla_bundle, Faster, address):
         _predicted(engine, seen())
     assert (engine.traits.name, engine.traits.deviation, engine.traits.guided) == ("faster", 0.5, False)
+
+
+class HangsUp:
+    """Greets as libzmq does, and hangs up in the middle of the handshake: an unknown server, or a proxy without one."""
+
+    GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + b"\x01" + bytes(31)
+
+    def __init__(self, address: str) -> None:
+        self._listener = socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])))
+        self._listener.settimeout(0.1)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.calls = 0
+
+    def __enter__(self) -> "HangsUp":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._listener.close()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(OSError), self._listener.accept()[0] as peer:
+                self.calls += 1
+                peer.settimeout(0.1)
+                peer.sendall(self.GREETING)
+                peer.recv(1024)
+
+
+def test_an_idle_station_whose_server_hangs_up_all_the_time_goes_on_with_everything_else(
+    keys: Keys, smolvla_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads what a monitor tells then. libzmq waits for somebody who does, after two thousand times."""
+    monkeypatch.setattr(remote_module, "RECONNECT_MS", 1)
+    with serving(keys, smolvla_bundle, Fake) as running:
+        address = running.address
+        engine = remote(keys, address, smolvla_bundle, timeout_s=0.5)
+        assert engine.predict(seen(3))[0, 0] == 3
+    with HangsUp(address) as there:
+        until = time.monotonic() + 6 * PATIENCE_S
+        while there.calls < 2500:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        with pytest.raises(Transient, match="does not answer"):
+            engine.predict(seen())
+    with serving(keys, smolvla_bundle, Fake, address):
+        assert _predicted(engine, seen(4))[0, 0] == 4
+    engine.close()
 
 
 # --- a server that does not keep to the protocol --------------------------------------------------------
