@@ -25,6 +25,9 @@ BLOCK: Final = 128
 """Numbers that share a scale: its four bytes are 3 % then."""
 
 LARGEST_FP16: Final = 65504.0
+"""Larger numbers do not travel in any way of writing: what a round leads to is sent in fp16."""
+
+LARGEST_SCALE: Final = np.float32(LARGEST_FP16) / np.float32(LARGEST_INT8)
 
 type Arrays = dict[str, NDArray[np.float32]]
 type Encoded = dict[str, NDArray[Any]]
@@ -45,8 +48,8 @@ def encode(change: Mapping[str, NDArray[np.float32]], how: Compression, top_k: f
     """Raises BadInput for numbers that cannot be written."""
     encoded: Encoded = {}
     for name, value in change.items():
-        if not np.isfinite(value).all():
-            raise BadInput(f"The change of {name} is no number.")
+        if not travels(value):
+            raise BadInput(_too_large(name))
         match how:
             case Compression.NONE:
                 encoded[name] = _fp16(name, value)
@@ -79,6 +82,8 @@ def decode(
         size = int(np.prod(shape))
         if how is Compression.INT8:
             scale = _checked(name + SCALE, encoded[name + SCALE], np.float32, (-(-size // BLOCK),))
+            if not ((scale >= 0) & (scale <= LARGEST_SCALE)).all():
+                raise BadInput(f"The scales of {name} are none that are written.")
             steps = _checked(name, encoded[name], np.int8, shape).ravel().astype(np.float32)
             found[name] = (steps * np.repeat(scale, BLOCK)[:size]).reshape(shape)
         else:
@@ -91,6 +96,11 @@ def decode(
             flat[places] = values
             found[name] = flat.reshape(shape)
     return found
+
+
+def travels(value: NDArray[np.float32]) -> bool:
+    """Whether it consists of numbers that fp16 has."""
+    return bool((np.abs(value) <= LARGEST_FP16).all())
 
 
 def kept(size: int, top_k: float) -> int:
@@ -110,9 +120,13 @@ def _blocks(value: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _fp16(name: str, value: NDArray[np.float32]) -> NDArray[np.float16]:
-    if not (np.abs(value) <= LARGEST_FP16).all():
-        raise BadInput(f"{name} holds numbers beyond {LARGEST_FP16:g}, or none.")
+    if not travels(value):
+        raise BadInput(_too_large(name))
     return value.astype(np.float16)
+
+
+def _too_large(name: str) -> str:
+    return f"{name} holds numbers beyond {LARGEST_FP16:g}, or none."
 
 
 def _same(found: set[str], wanted: set[str]) -> None:

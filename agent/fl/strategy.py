@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx, FedTrim
 from numpy.typing import NDArray
 
 from agent.errors import AgentError, BadInput, Fatal
-from agent.fl.compression import bytes_of, decode, to_wire
+from agent.fl.compression import bytes_of, decode, to_wire, travels
 from agent.fl.exchange import (
     ARRAYS,
     CONFIG,
@@ -177,7 +177,7 @@ class Rounds(Strategy):
             return self._nothing()
         arrays, metrics = self._inner.aggregate_train(round_.round, good)
         learnt = {name: array.numpy().astype(np.float32) for name, array in (arrays or {}).items()}
-        if not learnt or not all(np.isfinite(value).all() for value in learnt.values()):
+        if not learnt or not all(travels(value) for value in learnt.values()):
             return self._nothing()
         self._empty, round_.used = 0, len(good)
         self._folder.keep(self._common, self._settings, round_, learnt, _remembered(self._inner))
@@ -260,6 +260,9 @@ class Rounds(Strategy):
                 arrays = _only(reply.content.array_records, ARRAYS)
                 encoded = {name: array.numpy() for name, array in arrays.items()}
                 change = decode(encoded, self._layout.arrays, settings.compression, settings.top_k)
+                weights = {name: value + change[name] for name, value in self._global.items()}
+                if not all(travels(value) for value in weights.values()):
+                    raise BadInput("It would lead to an adapter that cannot be sent to anybody.")
             except (AgentError, KeyError, ValueError, TypeError, EOFError) as error:
                 round_.broken += 1
                 LOG.warning("the reply of node %d is not used: %s", node, error)
@@ -268,7 +271,6 @@ class Rounds(Strategy):
             weight = min(metrics[WEIGHT], settings.local_steps * settings.batch_size)
             if weight <= 0:
                 continue
-            weights = {name: value + change[name] for name, value in self._global.items()}
             numbers = MetricRecord({WEIGHT: weight, "train-loss": metrics["train-loss"]})
             reply.content = RecordDict({ARRAYS: _record(weights), METRICS: numbers})
             good.append(((weight, metrics["train-loss"]), reply))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.errors import BadInput
@@ -70,6 +70,7 @@ def test_what_is_left_out_comes_later(how: Compression) -> None:
         assert np.linalg.norm(late[name]) < np.linalg.norm(wanted[name])
 
 
+@example(float(np.finfo(np.float32).max), Compression.INT8)
 @given(st.floats(width=32, allow_nan=True, allow_infinity=True), st.sampled_from(list(Compression)))
 def test_any_number_is_either_sent_or_refused(number: float, how: Compression) -> None:
     made = {"a": np.full((2, 3), number, np.float32)}
@@ -109,6 +110,15 @@ def test_what_is_no_number_is_refused() -> None:
     sent = encode(change(), Compression.INT8, 0.1)
     sent["a" + SCALE][0] = np.nan
     with pytest.raises(BadInput, match="no number"):
+        decode(sent, SHAPES, Compression.INT8, 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e6, 3e38, -0.5])
+def test_a_scale_that_nobody_writes_is_refused(scale: float) -> None:
+    """It would make the sum of everybody's changes no number."""
+    sent = encode(change(), Compression.INT8, 0.1)
+    sent["a" + SCALE][0] = scale
+    with pytest.raises(BadInput, match="scales of a"):
         decode(sent, SHAPES, Compression.INT8, 0.1)
 
 

@@ -256,6 +256,16 @@ def test_an_empty_round_changes_nothing_and_the_next_one_does(tmp_path: Path, ba
     assert shifts(folder, base, plan) == {0: 0.0, 2: pytest.approx(0.1, abs=1e-3)}
 
 
+def test_a_station_that_went_mad_for_good_neither_ends_the_run_nor_keeps_others_from_learning(
+    tmp_path: Path, base: Bundle, plan: Layout
+) -> None:
+    """What it adds can be sent, round after round; what it adds up to cannot."""
+    folder = run(Fleet({1: learner(60_000.0)}), base, tmp_path / "alone")
+    assert [(each.used, each.broken) for each in folder.rounds()] == [(0, 0), (1, 0), (0, 1)]
+    folder = run(Fleet({1: learner(60_000.0), 2: learner(0.0)}), base, tmp_path / "two", num_server_rounds=3)
+    assert [(each.used, each.broken) for each in folder.rounds()] == [(0, 0), (2, 0), (1, 1), (1, 1)]
+
+
 def test_a_server_that_crashed_goes_on_after_the_last_round(tmp_path: Path, base: Bundle, plan: Layout) -> None:
     """The crash is in round 3, after two were done; the run is what it would have been."""
 
