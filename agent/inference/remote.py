@@ -82,7 +82,7 @@ class RemoteEngine:
         self._connect()
         try:
             self._traits = self._await_welcome()
-        except BaseException:
+        except BaseException:  # whatever it is: nobody else could close what is left
             self.close()
             raise
 
